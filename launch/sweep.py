@@ -1,0 +1,34 @@
+"""Runs the trials of a config, or what is left of them, into a workdir.
+
+python -m launch.sweep --config=configs/quickstart.py --workdir=runs/quickstart
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from rethink_jax import cli
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "the experiment: configs/NAME.py, or configs/NAME.py:quick"
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder for everything that the sweep produces")
+_PLAN = flags.DEFINE_bool("plan", False, "print what would be run, and run nothing")
+
+
+def main() -> int:
+    from rethink_jax import sweep as sweep_lib
+
+    sweep = sweep_lib.Sweep(_CONFIG.value)
+    if _PLAN.value:
+        print(sweep_lib.plan(sweep, Path(_WORKDIR.value) if _WORKDIR.value else None))
+        return cli.EXIT_OK
+    if not _WORKDIR.value:
+        raise cli.UserError("--workdir is missing: name the folder for the results")
+    return sweep_lib.run(sweep, Path(_WORKDIR.value), sys.argv)
+
+
+if __name__ == "__main__":
+    cli.run(main, config="name the experiment, as in --config=configs/quickstart.py")

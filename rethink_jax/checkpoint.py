@@ -1,0 +1,126 @@
+"""What orbax keeps: the lanes of a running group, and finished networks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+
+from rethink_jax import models, train
+from rethink_jax.schema import UserError, flatten
+
+
+class GroupCheckpoint:
+    """The two newest states of a group's lanes, each complete or not there at all.
+
+    A checkpoint holds the stacked trial states and, per lane, the id of its trial.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=2, enable_async_checkpointing=True, cleanup_tmp_directories=True
+            ),
+        )
+
+    def save(self, state_L: train.TrialState, meta: dict[str, Any]) -> None:
+        """Copies the state off the devices and writes it in the background."""
+        step = (self._manager.latest_step() or 0) + 1
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state_L), meta=ocp.args.JsonSave(meta)
+        )
+        self._manager.save(step, args=items)
+
+    def restore(self, one_state: train.TrialState) -> tuple[train.TrialState, dict[str, Any]] | None:
+        """The newest readable state (numpy arrays) and its meta, or None.
+
+        Args:
+          one_state: the shapes and dtypes of one trial's state.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                meta = self._manager.restore(
+                    step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+                ).meta
+                lanes = len(meta["lanes"])
+                target = jax.tree.map(lambda s, n=lanes: np.empty((n, *s.shape), s.dtype), one_state)
+                restored = self._manager.restore(
+                    step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
+                )
+                return restored.state, meta
+            # Orbax and its storage raise many kinds of error on a damaged checkpoint.
+            except Exception as error:
+                logging.warning(
+                    "checkpoint %s of %s cannot be read and is passed over (%s)",
+                    step, self._folder.name, str(error).splitlines()[:1],
+                )  # fmt: skip
+        return None
+
+    def wait(self) -> None:
+        """Returns when what was saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self, delete: bool) -> None:
+        """Ends the background writing; with `delete`, the group is done and leaves nothing."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+        if delete:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def save_network(folder: Path, variables: dict[str, Any]) -> None:
+    """Writes one finished network: params, and what else the model keeps (batch statistics)."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder.absolute(), variables, force=True)
+
+
+class LoadedTrial(NamedTuple):
+    """A finished network as it was trained.
+
+    model: (init, apply)   variables: {"params", ...}, numpy arrays
+    initial_variables: as they were before training, made again from the trial's seed
+    fields: the trial's fields by dotted name   result: its row of results
+    """
+
+    model: models.Model
+    variables: dict[str, Any]
+    initial_variables: dict[str, Any]
+    fields: dict[str, Any]
+    result: dict[str, Any]
+
+
+def load_trial(workdir: str | Path, trial_id: str) -> LoadedTrial:
+    """Loads the network that a trial ended with.
+
+    Raises:
+      UserError: no such trial in the workdir, or its network was not kept.
+    """
+    folder = Path(workdir) / "trials" / trial_id
+    if not (folder / "result.json").is_file():
+        raise UserError(
+            f"no finished trial {trial_id!r} in {workdir}; its trials are listed in "
+            f"{Path(workdir) / 'trials.csv'}"
+        )
+    result = json.loads((folder / "result.json").read_text())
+    if not (folder / "network").is_dir():
+        raise UserError(
+            f"trial {trial_id} kept no network (status {result['status']}); networks are kept with "
+            "--config.checkpoint.keep=final, except of diverged trials"
+        )
+    with ocp.StandardCheckpointer() as checkpointer:
+        variables = checkpointer.restore((folder / "network").absolute())
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in flatten(result["trial"]).items()}
+    spec = train.Spec(
+        fields=fields, num_train=0, num_test=0, image_shape=tuple(result["image_shape"]),
+        num_classes=result["num_classes"], augments=False, evaluate_every=1,
+    )  # fmt: skip
+    initial = jax.tree.map(np.asarray, train.init_variables(spec, fields["seed"]))
+    return LoadedTrial(spec.model, variables, initial, fields, result)

@@ -1,0 +1,76 @@
+"""The default config, and the settings that do not change results.
+
+`config.trial` decides a result (its fields: `trials.FIELDS`); `config.sweep` names axes of it; all
+the rest is in `SETTINGS` below and may change between two runs in the same workdir.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rethink_jax import models, trials
+from rethink_jax.schema import Field, UserError, flatten, nest, plain, suggest
+
+SETTINGS: dict[str, Field] = {
+    "engine.batching": Field(
+        str,
+        "auto",
+        "over the lanes of a device: vmap, or map (one after another); auto: by backend",
+        choices=("auto", "vmap", "map"),
+    ),
+    "engine.lanes": Field(int, 0, "trials at once; 0: chosen by the engine", low=0),
+    "engine.devices": Field(int, 0, "local devices to use; 0: all", low=0),
+    "engine.epochs_per_dispatch": Field(
+        int, 0, "epochs that one device call runs; 0: about a quarter of a second", low=0
+    ),
+    "evaluate.every_epochs": Field(
+        int, 1, "epochs between full evaluations (the last one is always evaluated)", low=1
+    ),
+    "checkpoint.keep": Field(str, "final", "finished networks to keep", choices=("final", "none")),
+    "checkpoint.every_seconds": Field(
+        float, 60.0, "between checkpoints of running trials", low=0
+    ),
+    "data_files.dir": Field(
+        str, None, "data sets' folder; None: $RETHINK_DATA_DIR, or .data", optional=True
+    ),
+    "data_files.download": Field(bool, False, "fetch missing data sets (needs the download extra)"),
+}
+
+
+def default_config() -> Any:
+    """A ConfigDict with every field of a trial, every axis (empty) and every setting.
+
+    The model's own fields are those of the default network; assign `config.trial.model` as a whole
+    to take another one.
+    """
+    from ml_collections import config_dict  # Only configs need it; the engine takes plain dicts.
+
+    def value(field: Field) -> Any:
+        if field.default is None:
+            return config_dict.placeholder(field.kind)
+        return field.default
+
+    config = config_dict.ConfigDict(nest({k: value(f) for k, f in SETTINGS.items()}))
+    config.trial = config_dict.ConfigDict(nest({k: value(f) for k, f in trials.FIELDS.items()}))
+    for name, field in models.fields_of(config.trial.model.name).items():
+        config.trial.model[name] = value(field)
+    # Empty axes are there so that --config.sweep.<field>=... can sweep any field.
+    axes = {k: () for k in trials.FIELDS if not k.startswith("model.")}
+    config.sweep = config_dict.ConfigDict(nest(axes))
+    return config
+
+
+def settings(config: Any) -> dict[str, Any]:
+    """The checked settings of a config, {dotted name: value}, defaults filled in.
+
+    Raises:
+      UserError: an unknown section or setting, or a value that it may not hold.
+    """
+    given = flatten({k: v for k, v in plain(config).items() if k not in ("trial", "sweep")})
+    for name in given:
+        if name not in SETTINGS:
+            raise UserError(
+                f"unknown setting {name!r} in the config{suggest(name, SETTINGS)}; "
+                "what decides a result stands in config.trial"
+            )
+    return {k: f.check(k, given.get(k, f.default)) for k, f in SETTINGS.items()}

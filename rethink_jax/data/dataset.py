@@ -1,0 +1,103 @@
+"""A labelled image data set in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+
+import numpy as np
+
+from rethink_jax.schema import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Training and test images with their true labels.
+
+    train_images: uint8[N, H, W, C]    train_labels: int32[N], each in [0, number of classes)
+    test_images: uint8[M, H, W, C]     test_labels: int32[M]
+    class_names: one name per class
+    origin: where the arrays were read from, in words
+    """
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    class_names: tuple[str, ...]
+    origin: str = ""
+
+    def __post_init__(self) -> None:
+        for split in ("train", "test"):
+            images, labels = getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
+            if images.dtype != np.uint8 or images.ndim != 4:
+                raise UserError(
+                    f"{self.name}: {split} images are {images.dtype}{list(images.shape)}; a data "
+                    "set holds uint8[N, height, width, channels]"
+                )
+            if len(images) != len(labels) or not len(images):
+                raise UserError(
+                    f"{self.name}: {len(images)} {split} images with {len(labels)} labels "
+                    f"(from {self.origin}); there must be one label per image, and at least one"
+                )
+            if labels.min() < 0 or labels.max() >= self.num_classes:
+                raise UserError(
+                    f"{self.name}: a {split} label is {labels.max()}, outside 0 to "
+                    f"{self.num_classes - 1} (from {self.origin})"
+                )
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.train_images.shape[1:]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over shapes and contents of the four arrays."""
+        sha = hashlib.sha256()
+        for a in (self.train_images, self.train_labels, self.test_images, self.test_labels):
+            sha.update(f"{a.shape}".encode())
+            sha.update(np.ascontiguousarray(a).data)
+        return sha.hexdigest()
+
+
+def subset(dataset: Dataset, num_train: int, seed: int, balanced: bool) -> Dataset:
+    """The data set with a random subset of its training images; the test set stays whole.
+
+    The subsets of one seed are nested: a smaller one is part of a larger one.
+
+    Args:
+      num_train: images to keep. If balanced, classes differ by at most one image.
+      seed: which subset.
+
+    Raises:
+      UserError: more images asked for than there are (in a class, if balanced).
+    """
+    labels, total = dataset.train_labels, len(dataset.train_labels)
+    if num_train > total:
+        raise UserError(
+            f"data.num_train is {num_train}; {dataset.name} has {total} training images"
+        )
+    order = np.random.Generator(np.random.Philox(seed)).permutation(total)
+    if balanced:
+        # Rank of every image within its class; taking by rank first fills the classes evenly.
+        rank = np.empty(total, np.int64)
+        for c in range(dataset.num_classes):
+            members = order[labels[order] == c]
+            rank[members] = np.arange(len(members))
+        order = order[np.argsort(rank[order], kind="stable")]
+        counts = np.bincount(labels[order[:num_train]], minlength=dataset.num_classes)
+        if counts.max() - counts.min() > 1:
+            raise UserError(
+                f"data.num_train = {num_train} cannot be balanced: {dataset.name} has only "
+                f"{np.bincount(labels).min()} images of its smallest class"
+            )
+    chosen = np.sort(order[:num_train])
+    return dataclasses.replace(
+        dataset, train_images=dataset.train_images[chosen], train_labels=labels[chosen]
+    )

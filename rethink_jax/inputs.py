@@ -1,0 +1,165 @@
+"""What one trial brings to the compiled program: its hyper-parameters, its labels, its images."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence, Set
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rethink_jax import streams, train
+from rethink_jax.data.corruption import (
+    CLEAN,
+    PixelCorruptionSpec,
+    corrupt_labels,
+    corrupt_pixels,
+    pixel_stats,
+)
+from rethink_jax.data.dataset import Dataset, subset
+from rethink_jax.schema import UserError
+from rethink_jax.trials import FIELDS, HYPERS, Trial
+
+_DTYPES = {int: np.int32, float: np.float32, bool: np.bool_}
+
+
+def trial_dataset(full: Dataset, fields: Any) -> Dataset:
+    """The images that trials with these static fields are trained on.
+
+    Raises:
+      UserError: the fields ask for more than the data set has (images, a larger crop, a batch).
+    """
+    dataset = full
+    if fields["data.num_train"] is not None:
+        args = fields["data.num_train"], fields["data.seed"], fields["data.balanced"]
+        dataset = subset(full, *args)
+    total, batch = len(dataset.train_labels), fields["batch_size"]
+    if batch > total:
+        raise UserError(
+            f"batch_size is {batch}; there are {total} training images. "
+            "Set --config.trial.batch_size to at most that"
+        )
+    crop, (height, width, _) = fields["preprocess.crop_size"], dataset.image_shape
+    if crop is not None and crop > min(height, width):
+        raise UserError(
+            f"preprocess.crop_size is {crop}; images of {dataset.name} are {height}x{width}. "
+            "Set --config.trial.preprocess.crop_size to at most that, or leave it out"
+        )
+    return dataset
+
+
+def make_spec(trials: Sequence[Trial], dataset: Dataset, evaluate_every: int) -> train.Spec:
+    """What is static about a group's trials on their data set."""
+    crop = trials[0]["preprocess.crop_size"]
+    return train.Spec(
+        fields=dict(trials[0].static),
+        num_train=len(dataset.train_labels),
+        num_test=len(dataset.test_labels),
+        image_shape=dataset.image_shape,
+        num_classes=dataset.num_classes,
+        # Off, augmentation gives the central crop bit by bit, so leaving it out changes no result.
+        augments=any(
+            (t["preprocess.random_crop"] and crop is not None) or t["preprocess.random_flip"]
+            for t in trials
+        ),
+        evaluate_every=evaluate_every,
+    )
+
+
+def trial_hypers(trial: Trial) -> dict[str, np.ndarray]:
+    """The traced hyper-parameters as scalars; None as the number that stands for it."""
+    return {
+        name: _DTYPES[FIELDS[name].kind](FIELDS[name].off if trial[name] is None else trial[name])
+        for name in HYPERS
+    }
+
+
+def trial_labels(trial: Trial, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """A trial's training labels int32[N] and equally corrupted test labels int32[M]."""
+    splits = (dataset.train_labels, streams.LABELS), (dataset.test_labels, streams.TEST_LABELS)
+    kind, prob = trial["corruption.labels"], trial["corruption.label_prob"]
+    seed = trial["corruption.seed"]
+    return tuple(  # type: ignore[return-value]
+        np.asarray(corrupt_labels(labels, kind, prob, seed, name, dataset.num_classes))
+        for labels, name in splits
+    )
+
+
+def pixel_spec(trial: Trial) -> PixelCorruptionSpec:
+    """What decides a trial's images; the clean ones are the same for every seed."""
+    spec = PixelCorruptionSpec(
+        trial["corruption.pixels"],
+        trial["corruption.pixel_fraction"],
+        trial["corruption.pixel_strength"],
+        trial["corruption.seed"],
+    )
+    return CLEAN if spec.is_identity else spec
+
+
+class ImageStore:
+    """The versions of a data set's images that are on the devices now, each made once.
+
+    There are as many places as distinct versions, or as memory allows; then a version that no
+    running trial uses gives way to one that is needed.
+    """
+
+    def __init__(
+        self, dataset: Dataset, specs: Set[PixelCorruptionSpec], max_bytes: int, sharding: Any
+    ):
+        self._dataset, self._sharding = dataset, sharding
+        self._stats = pixel_stats(dataset.train_images)
+        size = dataset.train_images.nbytes + dataset.test_images.nbytes
+        places = max(1, min(len(specs), max_bytes // size))
+        self._places: list[PixelCorruptionSpec | None] = [None] * places
+        self._data: train.Data | None = None
+
+    @property
+    def struct(self) -> train.Data:
+        """Shapes and dtypes of `data`."""
+        places = len(self._places)
+
+        def images(array: np.ndarray) -> train.Images:
+            codes = jax.ShapeDtypeStruct((places, *array.shape), np.uint8)
+            per_image = jax.ShapeDtypeStruct((places, len(array)), np.float32)
+            return train.Images(codes, per_image, per_image)
+
+        labels = jax.ShapeDtypeStruct(self._dataset.test_labels.shape, np.int32)
+        return train.Data(
+            images(self._dataset.train_images), images(self._dataset.test_images), labels
+        )
+
+    @property
+    def data(self) -> train.Data:
+        """What the program takes. Ask again after `place_of`."""
+        if self._data is None:
+            zeros = lambda s: jnp.zeros(s.shape, s.dtype, device=self._sharding)  # noqa: E731
+            labels = jax.device_put(self._dataset.test_labels, self._sharding)
+            self._data = jax.tree.map(zeros, self.struct)._replace(test_labels=labels)
+        return self._data
+
+    def place_of(self, spec: PixelCorruptionSpec, in_use: Set[int]) -> int | None:
+        """Where the images are, making them if need be; None if all places are in use."""
+        if spec in self._places:
+            return self._places.index(spec)
+        free = [i for i in range(len(self._places)) if i not in in_use]
+        if not free:
+            return None
+        place = next((i for i in free if self._places[i] is None), free[0])
+        made = [
+            corrupt_pixels(images, spec, self._stats, test=test)
+            for images, test in (
+                (self._dataset.train_images, False),
+                (self._dataset.test_images, True),
+            )
+        ]
+        images = _write((self.data.train, self.data.test), place, [train.Images(*m) for m in made])
+        self._data = train.Data(*images, self.data.test_labels)
+        self._places[place] = spec
+        return place
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _write(images: Any, place: int, made: list[train.Images]) -> Any:
+    return jax.tree.map(lambda a, b: a.at[place].set(b), images, tuple(made))

@@ -1,0 +1,36 @@
+"""The fully connected networks of Zhang et al. (2017), of any widths."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+
+from rethink_jax.models import initializers
+from rethink_jax.schema import model_field
+
+
+class MLP(nn.Module):
+    """Flatten, then (dense, ReLU) for each hidden width, then a dense layer to the classes.
+
+    2352-512-10 has 1,209,866 parameters, 2352-512-512-512-10 has 1,735,178.
+    Source: Zhang et al. 2017, Appendix A and Table 1.
+    """
+
+    num_classes: int
+    hidden: tuple[int, ...] = model_field((512,), "width of each hidden layer", each=int, low=1)
+    # UNSTATED in paper: how weights and biases start.
+    kernel_init: str = model_field(
+        "lecun_normal", "distribution of the first weights", choices=tuple(initializers.KERNELS)
+    )
+    kernel_scale: float = model_field(1.0, "factor on the first weights", low=0)
+    bias_init: float = model_field(0.0, "first value of the hidden layers' biases")
+
+    @nn.compact
+    def __call__(self, images_BxHxWxC: jax.Array, train: bool) -> jax.Array:
+        del train  # No layer here behaves differently in training.
+        kernel = initializers.scaled(self.kernel_init, self.kernel_scale)
+        x_BxD = images_BxHxWxC.reshape(len(images_BxHxWxC), -1)
+        for width in self.hidden:
+            bias = nn.initializers.constant(self.bias_init)
+            x_BxD = nn.relu(nn.Dense(width, kernel_init=kernel, bias_init=bias)(x_BxD))
+        return nn.Dense(self.num_classes, kernel_init=kernel)(x_BxD)

@@ -1,0 +1,89 @@
+"""What a person sees while a sweep runs."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from typing import NamedTuple
+
+_LOG_SECONDS = 10.0  # Between plain lines, where the output is no terminal.
+_WINDOW_SECONDS = 20.0  # Over which the rate is taken.
+
+
+class Snapshot(NamedTuple):
+    """How far a sweep is.
+
+    steps: trial-steps done by this process   steps_left: an estimate
+    """
+
+    lanes_busy: int
+    lanes: int
+    done: int
+    total: int
+    diverged: int
+    steps: int
+    steps_left: float
+
+
+class Progress:
+    """A live line in a terminal; a plain line every few seconds elsewhere. A context manager."""
+
+    def __init__(self) -> None:
+        self._history: deque[tuple[float, int]] = deque()
+        self._last_line = time.monotonic()
+        self._live = None
+
+    def __enter__(self) -> Progress:
+        from rich.console import Console
+        from rich.live import Live
+
+        console = Console()
+        if console.is_terminal:
+            self._live = Live(console=console, refresh_per_second=4, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def update(self, now: Snapshot) -> None:
+        """Shows the present state."""
+        clock = time.monotonic()
+        self._history.append((clock, now.steps))
+        while clock - self._history[0][0] > _WINDOW_SECONDS:
+            self._history.popleft()
+        if self._live is not None:
+            from rich.text import Text
+
+            self._live.update(Text(self._line(now), overflow="ellipsis", no_wrap=True))
+        elif clock - self._last_line >= _LOG_SECONDS:
+            self._last_line = clock
+            self.say(self._line(now))
+
+    def say(self, line: str) -> None:
+        """Prints a lasting line."""
+        if self._live is not None:
+            self._live.console.print(line, highlight=False, markup=False)
+        else:
+            print(line, flush=True)
+            sys.stdout.flush()
+
+    def _line(self, now: Snapshot) -> str:
+        (start, first), (end, last) = self._history[0], self._history[-1]
+        rate = (last - first) / (end - start) if end > start else 0.0
+        eta = _duration(now.steps_left / rate) if rate else "?"
+        width = 24
+        full = width * now.done // max(now.total, 1)
+        return (
+            f"{'━' * full}{'╌' * (width - full)} {now.done}/{now.total} trials  "
+            f"lanes {now.lanes_busy}/{now.lanes}  {rate:,.0f} trial-steps/s  ETA {eta}  "
+            f"diverged {now.diverged}"
+        )
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

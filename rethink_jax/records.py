@@ -1,0 +1,207 @@
+"""What a workdir holds, and how it gets there without ever holding half of it.
+
+run.json              the resolved config and every command that ran here, with versions and devices
+trials.csv            one row per trial: fields, status, final numbers (a view of what follows)
+trials/<id>/          result.json, curve.csv and network/ of one finished trial
+groups/<id>/          checkpoints of a group that is still running
+
+A trial is finished once its result.json is there; it is written last, by an atomic rename. Every
+trial has its own folder, so processes can share a workdir without locks.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rethink_jax.schema import UserError, flatten, nest
+
+FORMAT = 1  # Of the workdir. A reader refuses others.
+
+# Columns of trials.csv beside the trial's fields, in order.
+_BEFORE = ("trial_id", "group_id", "status", "stop_reason")
+_AFTER = ("label_noise", "test_label_noise", "num_params", "steps_per_epoch", "epochs",
+          "epochs_to_fit", "steps_to_fit")  # fmt: skip
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces a file as a whole: a reader sees the old or the new text, also after a crash."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def short_float(value: Any) -> float | None:
+    """A float32 as the shortest decimal that gives it back; None for NaN and infinities."""
+    return float(str(np.float32(value))) if np.isfinite(value) else None
+
+
+class Workdir:
+    """The folder of one experiment."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).expanduser()
+
+    @property
+    def header_path(self) -> Path:
+        return self.path / "run.json"
+
+    def create(self) -> None:
+        """Makes the folder.
+
+        Raises:
+          UserError: it cannot be made or written, or holds something else.
+        """
+        try:
+            (self.path / "trials").mkdir(parents=True, exist_ok=True)
+            (self.path / "groups").mkdir(exist_ok=True)
+            write_atomically(self.path / ".writable", "")
+            (self.path / ".writable").unlink()
+        except OSError as error:
+            raise UserError(
+                f"cannot write to the workdir {self.path}: {error.strerror or error}; "
+                "name another with --workdir"
+            ) from error
+
+    def header(self) -> dict[str, Any] | None:
+        """run.json, or None in a new workdir.
+
+        Raises:
+          UserError: run.json cannot be read, or another version of the project wrote it.
+        """
+        try:
+            header = json.loads(self.header_path.read_text())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read {self.header_path} ({error}); take another --workdir") from error
+        if not isinstance(header, dict) or header.get("format") != FORMAT:
+            raise UserError(
+                f"{self.header_path} was not written by this version of rethink_jax; "
+                "take another --workdir"
+            )
+        return header
+
+    def write_header(self, header: dict[str, Any]) -> None:
+        write_atomically(self.header_path, json.dumps(header, indent=1, sort_keys=True))
+
+    # --- trials -----------------------------------------------------------------------------------
+
+    def trial_dir(self, trial_id: str) -> Path:
+        return self.path / "trials" / trial_id
+
+    def group_dir(self, group_id: str) -> Path:
+        return self.path / "groups" / group_id
+
+    def finished(self) -> dict[str, dict[str, Any]]:
+        """The results that are complete, {trial_id: result}."""
+        results = {}
+        for path in sorted((self.path / "trials").glob("*/result.json")):
+            try:
+                results[path.parent.name] = json.loads(path.read_text())
+            except ValueError as error:
+                raise UserError(
+                    f"{path} is damaged ({error}); delete its folder and run the sweep again, which "
+                    "repeats this one trial"
+                ) from error
+        return results
+
+    def write_curve(self, trial_id: str, columns: Sequence[str], curve_ExC: np.ndarray) -> None:
+        """Writes curve.csv: one row per epoch, from 1; empty where nothing was measured."""
+        rows = io.StringIO()
+        writer = csv.writer(rows, lineterminator="\n")
+        writer.writerow(["epoch", *columns])
+        for epoch, row in enumerate(curve_ExC, 1):
+            writer.writerow([epoch, *(short_float(v) for v in row)])
+        write_atomically(self.trial_dir(trial_id) / "curve.csv", rows.getvalue())
+
+    def write_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Marks the trial as finished: call it last."""
+        text = json.dumps(result, indent=1, allow_nan=False)
+        write_atomically(self.trial_dir(trial_id) / "result.json", text)
+
+    def write_table(self, planned: Iterable[dict[str, Any]], finished: dict[str, dict[str, Any]]) -> None:
+        """Writes trials.csv: every planned trial and every finished one, each exactly once."""
+        rows = {r["trial_id"]: r for r in planned} | finished
+        flat = [_flat_row(row) for row in rows.values()]
+        names = list(dict.fromkeys(name for row in flat for name in row))
+        fields = sorted(n for n in names if n.startswith("trial."))
+        rest = [n for n in names if n not in (*_BEFORE, *_AFTER) and not n.startswith("trial.")]
+        header = [*_BEFORE, *fields, *_AFTER, *sorted(rest)]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, header, restval="", lineterminator="\n")
+        writer.writerow({name: name.removeprefix("trial.") for name in header})
+        writer.writerows(flat)
+        write_atomically(self.path / "trials.csv", text.getvalue())
+
+
+def _flat_row(result: dict[str, Any]) -> dict[str, Any]:
+    hidden = ("image_shape", "num_classes", "final", "trial")
+    row = {k: v for k, v in result.items() if k not in hidden}
+    row |= {f"trial.{k}": v for k, v in flatten(result["trial"]).items()}
+    return row | {f"final_{k}": v for k, v in result.get("final", {}).items()}
+
+
+def planned_row(trial: Any, group_id: str, status: str = "planned") -> dict[str, Any]:
+    """The row of a trial that has no result yet."""
+    return {
+        "trial_id": trial.trial_id,
+        "group_id": group_id,
+        "status": status,
+        "trial": nest(dict(trial.fields)),
+    }
+
+
+class Results(NamedTuple):
+    """What a workdir holds, as pandas frames.
+
+    trials: one row per trial, every field a column   curves: one row per trial and epoch
+    run: run.json
+    """
+
+    trials: Any
+    curves: Any
+    run: dict[str, Any]
+
+
+def load_results(workdir: str | Path) -> Results:
+    """Reads a workdir, also while it is being written.
+
+    Raises:
+      UserError: not a workdir, or pandas is missing.
+    """
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise UserError(
+            "load_results needs pandas; install it with: pip install 'rethink_jax[report]'"
+        ) from error
+    directory = Workdir(workdir)
+    run = directory.header()
+    if run is None:
+        raise UserError(f"{workdir} is not a workdir: it has no run.json")
+    finished = directory.finished()
+    rows = []
+    for result in finished.values():
+        rows.append({k.removeprefix("trial."): v for k, v in _flat_row(result).items()})
+    table = directory.path / "trials.csv"
+    if table.is_file():
+        known = pd.read_csv(table, dtype={"trial_id": str})
+        waiting = known[~known["trial_id"].isin(finished)]
+        rows += waiting.to_dict("records")
+    curves = []
+    for trial_id in finished:
+        curve = pd.read_csv(directory.trial_dir(trial_id) / "curve.csv")
+        curve.insert(0, "trial_id", trial_id)
+        curves.append(curve)
+    return Results(pd.DataFrame(rows), pd.concat(curves) if curves else pd.DataFrame(), run)

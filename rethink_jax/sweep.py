@@ -1,0 +1,355 @@
+"""From a config to a full workdir: expands, plans, runs group by group, resumes."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from rethink_jax import config as config_lib
+from rethink_jax import header, records, train, trials
+from rethink_jax import inputs as trial_inputs
+from rethink_jax.checkpoint import GroupCheckpoint, save_network
+from rethink_jax.data import sources
+from rethink_jax.data.dataset import Dataset
+from rethink_jax.engine import Finished, GroupRun
+from rethink_jax.progress import Progress, Snapshot
+from rethink_jax.schema import UserError, nest, plain
+from rethink_jax.trials import Group, Trial
+
+_TABLE_SECONDS = 5.0  # Between refreshes of trials.csv.
+
+
+class Sweep:
+    """A config, resolved and checked: its trials, groups, data and settings.
+
+    Raises:
+      UserError: anything wrong with the config or its data; nothing has been written by then.
+    """
+
+    def __init__(self, config: Any):
+        self.config = plain(config)
+        if "trial" not in self.config:
+            raise UserError("the config has no config.trial; start from rethink_jax.default_config()")
+        self.settings = config_lib.settings(self.config)
+        self.trials = trials.expand(self.config)
+        self.groups = trials.group(self.trials)
+        names = sorted({t["data.name"] for t in self.trials})
+        folder, download = self.settings["data_files.dir"], self.settings["data_files.download"]
+        self.datasets = {name: sources.load(name, folder, download) for name in names}
+        # Made here for their checks; subsets of one data set are small beside it.
+        self._of_group = {g.group_id: self._group_dataset(g) for g in self.groups}
+
+    def _group_dataset(self, group: Group) -> Dataset:
+        return trial_inputs.trial_dataset(self.datasets[group.static["data.name"]], group.static)
+
+    def group_run(self, group: Group, on_finished: Any) -> GroupRun:
+        """The group, ready to begin."""
+        return GroupRun(group, self._of_group[group.group_id], self.settings, on_finished)
+
+
+def plan(sweep: Sweep, workdir: Path | None) -> str:
+    """What a sweep would do: its groups with trials, lanes, parameters and memory, as text.
+
+    Compiles one program per group, to know its memory, and runs none.
+    """
+    finished = records.Workdir(workdir).finished() if workdir else {}
+    done = sum(t.trial_id in finished for t in sweep.trials)
+    lines = [
+        f"{len(sweep.trials)} trials in {len(sweep.groups)} groups, {done} done, "
+        f"{len(sweep.trials) - done} to run"
+    ]
+    differing = _differing_fields(sweep.groups)
+    for group in sweep.groups:
+        run = sweep.group_run(group, lambda _: None)
+        memory = run.compile().memory_bytes
+        params = sum(int(np.prod(p.shape)) for p in jax.tree.leaves(run.one_state.params))
+        done = sum(t.trial_id in finished for t in group.trials)
+        images = len({trial_inputs.pixel_spec(t) for t in group.trials})
+        what = ", ".join(f"{k} {group.static[k]}" for k in differing if k in group.static)
+        layout = run.layout
+        lines.append(
+            f"group {group.group_id}: {len(group.trials)} trials ({done} done), {params:,} "
+            f"parameters each, {run.spec.steps_per_epoch} steps an epoch, {images} image versions; "
+            f"{layout.lanes} lanes by {layout.batching} on {len(layout.devices)} "
+            f"{layout.devices[0].platform} device(s), {memory / 2**20:,.0f} MiB on each"
+            + (f"; {what}" if what else "")
+        )
+    return "\n".join(lines)
+
+
+def _differing_fields(groups: list[Group]) -> list[str]:
+    names = sorted({name for g in groups for name in g.static})
+    return [n for n in names if len({repr(g.static.get(n)) for g in groups}) > 1]
+
+
+def run(sweep: Sweep, workdir_path: Path, command: list[str]) -> int:
+    """Runs what is not finished yet.
+
+    Returns:
+      the exit code: 0, or 75 if a signal interrupted it.
+
+    Raises:
+      UserError: the workdir cannot be written, or belongs to another experiment.
+    """
+    workdir = records.Workdir(workdir_path)
+    workdir.create()
+    head = _open_header(sweep, workdir)
+    finished = workdir.finished()
+    todo = [t for t in sweep.trials if t.trial_id not in finished]
+    if not todo:
+        print(f"all {len(sweep.trials)} trials of {workdir.path} are done; nothing to run")
+        return 0
+    facts = header.run_facts(command)
+    head["runs"].append(facts)
+    workdir.write_header(head)
+    begun = time.monotonic()
+    with Progress() as progress, _signals() as signals:
+        progress.say(
+            f"{len(sweep.trials)} trials in {len(sweep.groups)} groups; "
+            f"{len(sweep.trials) - len(todo)} done, {len(todo)} to run"
+        )
+        runner = _Runner(sweep, workdir, finished, progress, signals)
+        with runner.writing():
+            for group in sweep.groups:
+                if not signals:
+                    runner.run_group(group)
+        seconds = time.monotonic() - begun
+        facts |= {"ended": header.now(), "seconds": round(seconds, 3), "interrupted": bool(signals)}
+        facts["trials_finished"] = len(finished) - (len(sweep.trials) - len(todo))
+        workdir.write_header(head)
+        return runner.close(seconds)
+
+
+def _open_header(sweep: Sweep, workdir: records.Workdir) -> dict[str, Any]:
+    """The header of a new workdir, or that of this one after checking that it fits."""
+    fixed = trials.fixed_fields(sweep.config)
+    data = {name: header.data_facts(d) for name, d in sweep.datasets.items()}
+    old = workdir.header()
+    if old is not None:
+        before = old["fixed_fields"]
+        as_stored = {k: list(v) if isinstance(v, tuple) else v for k, v in fixed.items()}
+        if wrong := [k for k in sorted(before) if k in fixed and before[k] != as_stored[k]]:
+            changes = "; ".join(f"{k}: {before[k]!r} there, {fixed[k]!r} now" for k in wrong)
+            raise UserError(
+                f"the workdir {workdir.path} holds another experiment ({changes}); "
+                "name another --workdir, or sweep over the field"
+            )
+        for name in old["data"].keys() & data.keys():
+            if old["data"][name]["fingerprint"] != data[name]["fingerprint"]:
+                raise UserError(
+                    f"the images of {name} are not those that {workdir.path} was begun with; "
+                    "restore the data files, or name another --workdir"
+                )
+    return {
+        "format": records.FORMAT,
+        "config": sweep.config,
+        "config_sha256": header.sha256(sweep.config),
+        "fixed_fields": fixed,
+        "data": (old or {}).get("data", {}) | data,
+        "runs": (old or {}).get("runs", []),
+    }
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of dying; a second one kills as usual."""
+    received: list[int] = []
+    old = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, _: Any) -> None:
+        received.append(number)
+        for s, handler in old.items():
+            signal.signal(s, handler)
+
+    for s in old:
+        signal.signal(s, handle)
+    try:
+        yield received
+    finally:
+        for s, handler in old.items():
+            signal.signal(s, handler)
+
+
+class _Runner:
+    """Runs the groups of one sweep one after another, and writes what they finish."""
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        workdir: records.Workdir,
+        finished: dict[str, dict[str, Any]],
+        progress: Progress,
+        signals: list[int],
+    ):
+        self._sweep, self._workdir, self._finished = sweep, workdir, finished
+        self._progress, self._signals = progress, signals
+        self._group_of = {t.trial_id: g.group_id for g in sweep.groups for t in g.trials}
+        self._writes: list[Future[None]] = []
+        self._steps = 0
+        self._table_written = 0.0
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """While open, finished trials are written by a thread of their own."""
+        with ThreadPoolExecutor(1, "writer") as self._writer:
+            self._write_table()
+            try:
+                yield
+            finally:
+                self._await_writes(0)
+                self._write_table()
+
+    def run_group(self, group: Group) -> None:
+        """Runs a group to its end or to a signal, from its checkpoint if there is one."""
+        todo = [t for t in group.trials if t.trial_id not in self._finished]
+        if not todo:
+            return
+        run = self._sweep.group_run(group, lambda f: self._submit(run, group, f))
+        checkpoint = GroupCheckpoint(self._workdir.group_dir(group.group_id))
+        restored = checkpoint.restore(run.one_state)
+        run.begin(todo, restored)
+        epochs_before = sum(run.epochs_of.values())
+        steps_before, saved = self._steps, time.monotonic()
+        while run.busy and not self._signals:
+            run.step()
+            self._await_writes(64)
+            self._steps = steps_before + run.spec.steps_per_epoch * (
+                sum(run.epochs_of.values()) - epochs_before
+            )
+            self._show(run)
+            if time.monotonic() - self._table_written > _TABLE_SECONDS:
+                self._write_table()
+            if time.monotonic() - saved > self._sweep.settings["checkpoint.every_seconds"]:
+                checkpoint.save(*run.checkpoint())
+                saved = time.monotonic()
+        if run.busy:
+            checkpoint.save(*run.checkpoint())
+        self._await_writes(0)
+        checkpoint.close(delete=not run.busy)
+
+    def close(self, seconds: float) -> int:
+        """Says how it ended; returns the exit code."""
+        done = sum(t.trial_id in self._finished for t in self._sweep.trials)
+        if self._signals:
+            self._progress.say(
+                f"interrupted with {done} of {len(self._sweep.trials)} trials done; everything is "
+                "saved, the same command goes on from here"
+            )
+            return 75
+        counts = {}
+        for t in self._sweep.trials:
+            status = self._finished[t.trial_id]["status"]
+            counts[status] = counts.get(status, 0) + 1
+        what = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
+        rate = self._steps / seconds
+        self._progress.say(
+            f"{done} trials done ({what}) in {seconds:.1f} s, {rate:,.0f} trial-steps/s with "
+            f"everything; results in {self._workdir.path}"
+        )
+        return 0
+
+    def _show(self, run: GroupRun) -> None:
+        done = [r for r in self._finished.values() if r["group_id"] in self._group_of.values()]
+        epochs = [r["epochs"] for r in done]
+        expected = np.mean(epochs) if epochs else run.spec.fields["stop.max_epochs"]
+        left = len(self._sweep.trials) - len(done)
+        begun = sum(run.epochs_of[t] for t in run.lanes if t is not None)
+        self._progress.update(
+            Snapshot(
+                lanes_busy=run.busy,
+                lanes=run.layout.lanes,
+                done=len(done),
+                total=len(self._sweep.trials),
+                diverged=sum(r["status"] == "diverged" for r in done),
+                steps=self._steps,
+                steps_left=max(left * expected - begun, 0) * run.spec.steps_per_epoch,
+            )
+        )
+
+    def _write_table(self) -> None:
+        planned = [
+            records.planned_row(t, self._group_of[t.trial_id])
+            for t in self._sweep.trials
+            if t.trial_id not in self._finished
+        ]
+        self._workdir.write_table(planned, self._finished)
+        self._table_written = time.monotonic()
+
+    # --- finished trials --------------------------------------------------------------------------
+
+    def _submit(self, run: GroupRun, group: Group, finished: Finished) -> None:
+        self._writes.append(self._writer.submit(self._write, run, group, finished))
+
+    def _await_writes(self, most: int) -> None:
+        """Waits until at most so many writes are under way; raises what a write raised."""
+        while self._writes and (len(self._writes) > most or self._writes[0].done()):
+            try:
+                self._writes.pop(0).result()
+            except OSError as error:
+                raise UserError(
+                    f"cannot write to {self._workdir.path}: {error.strerror or error}; "
+                    f"{len(self._finished)} trials are safe there, and the same command goes on "
+                    "once it can be written"
+                ) from error
+
+    def _write(self, run: GroupRun, group: Group, finished: Finished) -> None:
+        trial, state = finished.trial, jax.device_get(finished.state)
+        self._workdir.trial_dir(trial.trial_id).mkdir(exist_ok=True)
+        epochs = int(state.epoch)
+        curve = state.curve[:epochs]
+        result = _result(run, group, finished, state)
+        keep = self._sweep.settings["checkpoint.keep"] == "final"
+        if keep and result["status"] != "diverged":
+            variables = {"params": state.params, **state.model_state}
+            save_network(self._workdir.trial_dir(trial.trial_id) / "network", variables)
+        self._workdir.write_curve(trial.trial_id, train.CURVE, curve)
+        self._workdir.write_result(trial.trial_id, result)
+        self._finished[trial.trial_id] = result
+
+
+def _result(
+    run: GroupRun, group: Group, finished: Finished, state: train.TrialState
+) -> dict[str, Any]:
+    """The row of results of one trial."""
+    trial: Trial = finished.trial
+    epochs, fit_epoch = int(state.epoch), int(state.fit_epoch)
+    last = dict(zip(train.CURVE, state.curve[epochs - 1], strict=True))
+    status = train.STATUS_NAMES[int(state.status)]
+    label_noise, test_label_noise = finished.label_noise
+    return {
+        "trial_id": trial.trial_id,
+        "group_id": group.group_id,
+        "status": status,
+        "stop_reason": _stop_reason(trial, status, last),
+        "trial": nest(dict(trial.fields)),
+        "label_noise": round(label_noise, 9),
+        "test_label_noise": round(test_label_noise, 9),
+        "num_params": sum(int(np.size(p)) for p in jax.tree.leaves(state.params)),
+        "steps_per_epoch": run.spec.steps_per_epoch,
+        "epochs": epochs,
+        "epochs_to_fit": fit_epoch or None,
+        "steps_to_fit": fit_epoch * run.spec.steps_per_epoch or None,
+        "image_shape": list(run.spec.image_shape),
+        "num_classes": run.spec.num_classes,
+        "final": {k: records.short_float(v) for k, v in last.items()},
+    }
+
+
+def _stop_reason(trial: Trial, status: str, last: dict[str, Any]) -> str:
+    if status == "diverged":
+        return "non_finite"
+    if status == "finished" or not trial["stop.when_fitted"]:
+        return "max_epochs"
+    split = "train" if trial["stop.measured_on"] == "full" else "online"
+    threshold = trial["stop.train_accuracy"]
+    if threshold is not None and last[f"{split}_accuracy"] >= np.float32(threshold):
+        return "train_accuracy"
+    return "train_loss"

@@ -1,0 +1,325 @@
+"""One trial: how it starts, trains for an epoch, is evaluated, and decides that it is done.
+
+Everything here is pure and written for one network. The engine runs many of them at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rethink_jax import models, optimizers, streams
+from rethink_jax.data import preprocess
+from rethink_jax.streams import stream
+
+# Status of a trial. EMPTY is a lane without one.
+EMPTY, RUNNING, FITTED, FINISHED, DIVERGED = range(5)
+STATUS_NAMES = ("empty", "running", "fitted", "finished", "diverged")
+
+# Columns of a curve, one row per epoch. Losses are mean cross-entropies in nats. "online" is over
+# the epoch's batches as they were trained on; "train" over the training set after the epoch, both
+# against the trial's own (corrupted) labels; "test" against the true labels of the (pixel-corrupted)
+# test images, "test_corrupted" against test labels corrupted like the training labels.
+CURVE = (
+    "learning_rate",
+    "online_loss",
+    "online_accuracy",
+    "train_loss",
+    "train_accuracy",
+    "test_loss",
+    "test_accuracy",
+    "test_corrupted_loss",
+    "test_corrupted_accuracy",
+    "param_norm",
+    "distance_from_init",
+)
+
+# Images per call of the network in evaluation. Fixed, since the rounding of a loss depends on it.
+_EVAL_BATCH = 500
+
+
+class Images(NamedTuple):
+    """Every distinct version of a split's images that trials share; a trial points to one of them.
+
+    pixel = codes*scale + offset (see `corruption.ImageSet`).
+    codes: uint8[K, N, H, W, C]   scale, offset: float32[K, N]
+    """
+
+    codes: jax.Array
+    scale: jax.Array
+    offset: jax.Array
+
+
+class Data(NamedTuple):
+    """What trials share: images of both splits, true test labels int32[M]."""
+
+    train: Images
+    test: Images
+    test_labels: jax.Array
+
+
+class Inputs(NamedTuple):
+    """What is a trial's own.
+
+    hypers: {field name: scalar} for every traced hyper-parameter
+    labels: int32[N], its training labels    test_labels: int32[M], corrupted at the same rate
+    image_set: int32[], which of the shared versions of the images
+    """
+
+    hypers: Mapping[str, jax.Array]
+    labels: jax.Array
+    test_labels: jax.Array
+    image_set: jax.Array
+
+
+class TrialState(NamedTuple):
+    """Where a trial stands after some epochs.
+
+    params, model_state, opt_state: pytrees; model_state is what the network keeps beside weights
+    epoch: int32[], epochs done   status: int32[]   fit_epoch: int32[], first fitted epoch, or 0
+    curve: float32[E, len(CURVE)], NaN where nothing was measured
+    """
+
+    params: Any
+    model_state: Any
+    opt_state: Any
+    epoch: jax.Array
+    status: jax.Array
+    fit_epoch: jax.Array
+    curve: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What is static: shared by all trials of a group and built into the compiled program.
+
+    fields: the static fields of the trials   augments: any trial of the group crops or flips
+    evaluate_every: epochs between evaluations
+    """
+
+    fields: Mapping[str, Any]
+    num_train: int
+    num_test: int
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    augments: bool
+    evaluate_every: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.num_train // self.fields["batch_size"]
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels as the network sees them."""
+        crop = self.fields["preprocess.crop_size"]
+        return self.image_shape if crop is None else (crop, crop, self.image_shape[-1])
+
+    @property
+    def model(self) -> models.Model:
+        prefix = "model."
+        own = {k.removeprefix(prefix): v for k, v in self.fields.items() if k.startswith(prefix)}
+        return models.build(num_classes=self.num_classes, **own)
+
+
+def init_variables(spec: Spec, seed: jax.Array) -> models.Variables:
+    """The network as it is before training, from the trial's seed alone."""
+    return spec.model.init(stream(seed, streams.INIT), jnp.zeros((1, *spec.input_shape)))
+
+
+def init_trial(spec: Spec, inputs: Inputs) -> TrialState:
+    """A trial before its first epoch."""
+    variables = init_variables(spec, inputs.hypers["seed"])
+    optimizer = _optimizer(spec, inputs.hypers, jnp.float32(0))
+    return TrialState(
+        params=variables["params"],
+        model_state={k: v for k, v in variables.items() if k != "params"},
+        opt_state=optimizer.init(variables["params"]),
+        epoch=jnp.int32(0),
+        status=jnp.int32(RUNNING),
+        fit_epoch=jnp.int32(0),
+        curve=jnp.full((spec.fields["stop.max_epochs"], len(CURVE)), jnp.nan),
+    )
+
+
+def advance(spec: Spec, data: Data, inputs: Inputs, state: TrialState) -> TrialState:
+    """One epoch of a running trial: train, evaluate, decide. Any other trial stays as it is."""
+    return jax.lax.cond(
+        state.status == RUNNING, lambda s: _epoch(spec, data, inputs, s), lambda s: s, state
+    )
+
+
+def _epoch(spec: Spec, data: Data, inputs: Inputs, state: TrialState) -> TrialState:
+    last = spec.fields["stop.max_epochs"]
+    row = {"learning_rate": learning_rate(inputs.hypers, state.epoch)}
+    state, row["online_loss"], row["online_accuracy"] = train_epoch(spec, data, inputs, state)
+    row["param_norm"] = optax.global_norm(state.params)
+    finite = jnp.isfinite(row["online_loss"]) & jnp.isfinite(row["param_norm"])
+
+    full = spec.fields["stop.measured_on"] == "full"
+    if full:
+        row["train_loss"], row["train_accuracy"] = evaluate_train(spec, data, inputs, state)
+    fits = finite & _fits(inputs.hypers, row, "train" if full else "online")
+    fit_epoch = jnp.where(fits & (state.fit_epoch == 0), state.epoch, state.fit_epoch)
+    done = (fits & inputs.hypers["stop.when_fitted"]) | (state.epoch >= last) | ~finite
+    ended = jnp.where(finite, jnp.where(fit_epoch > 0, FITTED, FINISHED), DIVERGED)
+
+    def measure(_: None) -> dict[str, jax.Array]:
+        return _evaluate_rest(spec, data, inputs, state, with_train=not full)
+
+    due = (state.epoch % spec.evaluate_every == 0) | done
+    skipped = jax.tree.map(lambda a: jnp.full(a.shape, jnp.nan), jax.eval_shape(measure, None))
+    row |= jax.lax.cond(due, measure, lambda _: skipped, None)
+    values = jnp.stack([row[name] for name in CURVE])
+    return state._replace(
+        status=jnp.where(done, ended, RUNNING).astype(jnp.int32),
+        fit_epoch=fit_epoch,
+        curve=state.curve.at[state.epoch - 1].set(values),
+    )
+
+
+def _fits(hypers: Mapping[str, jax.Array], row: Mapping[str, jax.Array], on: str) -> jax.Array:
+    """Whether a stop threshold is reached; `on` names the columns that it is measured by."""
+    below = row[f"{on}_loss"] < hypers["stop.train_loss"]
+    return below | (row[f"{on}_accuracy"] >= hypers["stop.train_accuracy"])
+
+
+def _evaluate_rest(
+    spec: Spec, data: Data, inputs: Inputs, state: TrialState, with_train: bool
+) -> dict[str, jax.Array]:
+    row = {}
+    if with_train:
+        row["train_loss"], row["train_accuracy"] = evaluate_train(spec, data, inputs, state)
+    labels = (data.test_labels, inputs.test_labels)
+    clean, corrupted = evaluate(spec, data.test, inputs, state, labels)
+    row["test_loss"], row["test_accuracy"] = clean
+    row["test_corrupted_loss"], row["test_corrupted_accuracy"] = corrupted
+    first = init_variables(spec, inputs.hypers["seed"])["params"]
+    row["distance_from_init"] = optax.global_norm(jax.tree.map(jnp.subtract, state.params, first))
+    return row
+
+
+def learning_rate(hypers: Mapping[str, jax.Array], epoch: jax.Array) -> jax.Array:
+    """The learning rate during an epoch, counted from 0: learning_rate * lr_decay**epoch."""
+    return hypers["optimizer.learning_rate"] * hypers["optimizer.lr_decay"] ** epoch
+
+
+def _optimizer(
+    spec: Spec, hypers: Mapping[str, jax.Array], rate: jax.Array
+) -> optax.GradientTransformation:
+    return optimizers.OPTIMIZERS[spec.fields["optimizer.name"]](hypers, rate)
+
+
+def data_order(spec: Spec, seed: jax.Array, epoch: jax.Array) -> jax.Array:
+    """The images of each step of an epoch: int32[S, B]; what is left over is not used."""
+    key = stream(seed, streams.ORDER, epoch)
+    # Sorting one random number per image. Two 32-bit numbers rarely tie; their order then is fixed.
+    order_N = jnp.argsort(jax.random.bits(key, (spec.num_train,)))
+    steps, batch = spec.steps_per_epoch, spec.fields["batch_size"]
+    return order_N[: steps * batch].reshape(steps, batch)
+
+
+def take_images(images: Images, image_set: jax.Array, index_B: jax.Array) -> jax.Array:
+    """Images of one set by index, as float32[B, H, W, C], in units of 255 grey levels."""
+    codes_BxHxWxC = images.codes[image_set, index_B].astype(jnp.float32)
+    scale_B, offset_B = images.scale[image_set, index_B], images.offset[image_set, index_B]
+    return (codes_BxHxWxC * _per_image(scale_B) + _per_image(offset_B)) / 255
+
+
+def _per_image(values_B: jax.Array) -> jax.Array:
+    return values_B[:, None, None, None]
+
+
+def train_epoch(
+    spec: Spec, data: Data, inputs: Inputs, state: TrialState
+) -> tuple[TrialState, jax.Array, jax.Array]:
+    """One pass over the training images in random order.
+
+    Returns:
+      the state after it, and the mean loss and accuracy over its batches, each before its step.
+    """
+    hypers, model = inputs.hypers, spec.model
+    optimizer = _optimizer(spec, hypers, learning_rate(hypers, state.epoch))
+    order_SxB = data_order(spec, hypers["seed"], state.epoch)
+    crop = spec.fields["preprocess.crop_size"]
+
+    def step(carry: Any, xs: tuple[jax.Array, jax.Array]) -> tuple[Any, tuple[jax.Array, jax.Array]]:
+        params, model_state, opt_state = carry
+        step_index, index_B = xs
+        images_BxHxWxC = take_images(data.train, inputs.image_set, index_B)
+        if spec.augments:
+            key = stream(hypers["seed"], streams.AUGMENT, state.epoch, step_index)
+            on = hypers["preprocess.random_crop"], hypers["preprocess.random_flip"]
+            images_BxHxWxC = preprocess.augment(images_BxHxWxC, key, crop, *on)
+        else:
+            images_BxHxWxC = preprocess.central_crop(images_BxHxWxC, crop)
+        images_BxHxWxC = _whitened(spec, images_BxHxWxC)
+        labels_B = inputs.labels[index_B]
+
+        def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+            key = stream(hypers["seed"], streams.NETWORK, state.epoch, step_index)
+            variables = {"params": params, **model_state}
+            logits_BxY, new_model_state = model.apply(variables, images_BxHxWxC, True, key)
+            losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxY, labels_B)
+            hits = jnp.sum(logits_BxY.argmax(-1) == labels_B)
+            return losses_B.mean(), (hits, new_model_state)
+
+        (loss, (hits, model_state)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, model_state, opt_state), (loss, hits)
+
+    carry = (state.params, state.model_state, state.opt_state)
+    carry, (loss_S, hits_S) = jax.lax.scan(step, carry, (jnp.arange(len(order_SxB)), order_SxB))
+    params, model_state, opt_state = carry
+    state = state._replace(
+        params=params, model_state=model_state, opt_state=opt_state, epoch=state.epoch + 1
+    )
+    return state, loss_S.mean(), hits_S.sum() / order_SxB.size
+
+
+def _whitened(spec: Spec, images_BxHxWxC: jax.Array) -> jax.Array:
+    return preprocess.whiten(images_BxHxWxC) if spec.fields["preprocess.whiten"] else images_BxHxWxC
+
+
+def evaluate_train(
+    spec: Spec, data: Data, inputs: Inputs, state: TrialState
+) -> tuple[jax.Array, jax.Array]:
+    """Mean loss and accuracy on the whole training set, central crops, the trial's own labels."""
+    return evaluate(spec, data.train, inputs, state, (inputs.labels,))[0]
+
+
+def evaluate(
+    spec: Spec, images: Images, inputs: Inputs, state: TrialState, labels: tuple[jax.Array, ...]
+) -> list[tuple[jax.Array, jax.Array]]:
+    """Mean loss and accuracy over a split, for each of several labellings int32[M] of it."""
+    model = spec.model
+    count = images.codes.shape[1]
+    batch = min(_EVAL_BATCH, count)
+    starts = jnp.arange(-(-count // batch)) * batch
+
+    def add(totals: Any, start: jax.Array) -> tuple[Any, None]:
+        index_B = start + jnp.arange(batch)
+        valid_B, index_B = index_B < count, jnp.minimum(index_B, count - 1)
+        images_BxHxWxC = take_images(images, inputs.image_set, index_B)
+        crop = spec.fields["preprocess.crop_size"]
+        images_BxHxWxC = _whitened(spec, preprocess.central_crop(images_BxHxWxC, crop))
+        key = stream(inputs.hypers["seed"], streams.NETWORK)  # Nothing is random in evaluation.
+        variables = {"params": state.params, **state.model_state}
+        logits_BxY, _ = model.apply(variables, images_BxHxWxC, False, key)
+        sums = []
+        for labels_M in labels:
+            labels_B = labels_M[index_B]
+            losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxY, labels_B)
+            hits_B = (logits_BxY.argmax(-1) == labels_B) & valid_B
+            sums.append((jnp.where(valid_B, losses_B, 0).sum(), hits_B.sum()))
+        return jax.tree.map(jnp.add, totals, sums), None
+
+    zeros = [(jnp.float32(0), jnp.int32(0))] * len(labels)
+    totals, _ = jax.lax.scan(add, zeros, starts)
+    return [(loss / count, hits / count) for loss, hits in totals]

@@ -1,0 +1,283 @@
+"""From a config to trials, and from trials to the groups that share one compiled program.
+
+A trial is one complete training run with every field a literal. `FIELDS` is the one table that
+says which fields exist, what they may hold, and which of them are traced. Everything that is not
+traced is static and splits groups. To add a traced hyper-parameter: one row here, and one line of
+use where the training reads `hypers[name]`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rethink_jax import models, optimizers
+from rethink_jax.data import corruption, sources
+from rethink_jax.schema import Field, UserError, flatten, nest, plain, suggest
+
+Assignment = dict[str, Any]  # dotted field name -> value
+
+_SEED = dict(low=0, high=2**31 - 1)
+
+FIELDS: dict[str, Field] = {
+    "seed": Field(int, 0, "initial weights, data order, augmentation", role="hyper", **_SEED),
+    "batch_size": Field(int, 128, "images per step; a last partial batch is left out", low=1),
+    "matmul_precision": Field(
+        str,
+        "float32",
+        "of matrix products, where the device has several",
+        choices=("float32", "tensorfloat32", "bfloat16"),
+    ),
+    "data.name": Field(str, "digits", "; ".join(sources.SOURCES) + "; or tfds:NAME"),
+    "data.num_train": Field(int, None, "size of a random subset", low=1, optional=True),
+    "data.balanced": Field(bool, False, "the subset has equally many images of each class"),
+    "data.seed": Field(int, 0, "which subset", **_SEED),
+    "corruption.labels": Field(
+        str, "uniform", "how labels are redrawn", role="data", choices=tuple(corruption.LABELS)
+    ),
+    "corruption.label_prob": Field(
+        float, 0.0, "probability that a label is redrawn", role="data", low=0, high=1
+    ),
+    "corruption.pixels": Field(
+        str, "none", "what happens to the pixels", role="data", choices=tuple(corruption.PIXELS)
+    ),
+    "corruption.pixel_fraction": Field(
+        float, 1.0, "fraction of the images it happens to", role="data", low=0, high=1
+    ),
+    "corruption.pixel_strength": Field(
+        float, 1.0, "x becomes (1-strength)*x + strength*corrupted(x)", role="data", low=0, high=1
+    ),
+    "corruption.seed": Field(
+        int, None, "of labels and pixels; None: the trial's seed", role="data", optional=True, **_SEED
+    ),
+    "preprocess.crop_size": Field(
+        int, None, "height and width after the crop; None: no crop", low=1, optional=True
+    ),
+    "preprocess.random_crop": Field(
+        bool, False, "train on random instead of central crops", role="hyper"
+    ),
+    "preprocess.random_flip": Field(
+        bool, False, "mirror training images left to right half of the time", role="hyper"
+    ),
+    "preprocess.whiten": Field(bool, True, "each image to mean 0 and (unless flat) variance 1"),
+    "model.name": Field(str, "mlp", "the network", choices=tuple(models.MODELS)),
+    "optimizer.name": Field(str, "sgd", "the update rule", choices=tuple(optimizers.OPTIMIZERS)),
+    "optimizer.learning_rate": Field(float, 0.01, "of the first epoch", role="hyper", low=0),
+    "optimizer.lr_decay": Field(
+        float, 0.95, "factor on the learning rate after each epoch", role="hyper", low=0, high=1
+    ),
+    "optimizer.momentum": Field(float, 0.9, "heavy ball", role="hyper", low=0, high=1),
+    "optimizer.weight_decay": Field(
+        float, 0.0, "lambda of lambda/2*|w|^2, coupled", role="hyper", low=0
+    ),
+    "stop.max_epochs": Field(int, 60, "the last epoch", low=1),
+    "stop.train_accuracy": Field(
+        float, None, "fitted when reached", role="hyper", low=0, high=1, optional=True, off=2.0
+    ),
+    "stop.train_loss": Field(
+        float, None, "fitted when below", role="hyper", low=0, optional=True, off=-1.0
+    ),
+    "stop.measured_on": Field(
+        str,
+        "full",
+        "full: the training set after the epoch; online: the epoch's own batches as trained",
+        choices=("full", "online"),
+    ),
+    "stop.when_fitted": Field(
+        bool, True, "end there; False: record it and go on to max_epochs", role="hyper"
+    ),
+}
+
+TRACED = tuple(name for name, field in FIELDS.items() if field.role != "static")
+HYPERS = tuple(name for name, field in FIELDS.items() if field.role == "hyper")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One fully resolved training run.
+
+    fields: ((dotted name, literal), ...) sorted by name; all that decides the result.
+    """
+
+    fields: tuple[tuple[str, Any], ...]
+
+    @functools.cached_property
+    def _by_name(self) -> Assignment:
+        return dict(self.fields)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._by_name[name]
+
+    @property
+    def static(self) -> tuple[tuple[str, Any], ...]:
+        """The fields that shape the compiled program."""
+        return tuple((name, value) for name, value in self.fields if name not in TRACED)
+
+    @functools.cached_property
+    def trial_id(self) -> str:
+        """Twelve hex digits of the SHA-256 of the canonical JSON of the fields."""
+        return digest(self.fields)
+
+
+def digest(fields: Sequence[tuple[str, Any]]) -> str:
+    """Twelve hex digits that identify a set of (name, literal) pairs."""
+    canonical = json.dumps(dict(fields), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """The trials that share one compiled program, those expected to run longest first."""
+
+    trials: tuple[Trial, ...]
+
+    @property
+    def static(self) -> Assignment:
+        return dict(self.trials[0].static)
+
+    @property
+    def group_id(self) -> str:
+        return digest(self.trials[0].static)
+
+
+def group(trials: Sequence[Trial]) -> list[Group]:
+    """Splits trials into groups with equal static fields, in order of first appearance."""
+    by_static: dict[Any, list[Trial]] = {}
+    for trial in trials:
+        by_static.setdefault(trial.static, []).append(trial)
+    return [Group(tuple(sorted(g, key=_expected_length, reverse=True))) for g in by_static.values()]
+
+
+def _expected_length(trial: Trial) -> tuple[float, ...]:
+    # Corrupted trials take longest to fit (Zhang et al. 2017, Fig. 1b). Starting them first keeps
+    # the lanes evenly busy to the end. Only the order depends on this, never a result.
+    pixels = 0.0 if trial["corruption.pixels"] == "none" else trial["corruption.pixel_fraction"]
+    return (max(trial["corruption.label_prob"], 0.5 * pixels), -trial["optimizer.learning_rate"])
+
+
+def resolve(trial: dict[str, Any]) -> Trial:
+    """Checks every field of a nested dict, fills in defaults, and freezes it.
+
+    Raises:
+      UserError: an unknown field, or a value that its field may not hold.
+    """
+    given = flatten(trial)
+    name = FIELDS["model.name"].check("model.name", given.get("model.name", "mlp"))
+    fields = FIELDS | {f"model.{k}": f for k, f in models.fields_of(name).items()}
+    for field in given:
+        if field not in fields:
+            raise UserError(_unknown_field(field, name, fields))
+    values = {k: f.check(k, given.get(k, f.default)) for k, f in fields.items()}
+    sources.check_name(values["data.name"])
+    if values["corruption.seed"] is None:
+        values["corruption.seed"] = values["seed"]
+    if values["data.balanced"] and values["data.num_train"] is None:
+        raise UserError("data.balanced is True without data.num_train; set the size of the subset")
+    return Trial(tuple(sorted(values.items())))
+
+
+def _unknown_field(field: str, model: str, fields: dict[str, Field]) -> str:
+    if field.startswith("model."):
+        own = ", ".join(k for k in fields if k.startswith("model."))
+        return f"model {model!r} has no field {field!r}; it has {own}{suggest(field, fields)}"
+    sections = sorted({k.split(".")[0] for k in fields})
+    return (
+        f"unknown field {field!r} in config.trial{suggest(field, fields)} "
+        f"(sections and fields: {', '.join(sections)})"
+    )
+
+
+def expand(config: Any) -> list[Trial]:
+    """All trials of a config: the product of the axes in `config.sweep` over `config.trial`.
+
+    config.sweep.<field> = (value, ...)                an axis; every combination of axes is a trial
+    config.sweep.zipped.<any name>.<field> = (...)     axes that advance together
+    config.sweep.union.<any name> = {a sweep}          the union of several sweeps
+    An axis over the whole model takes names or dicts: config.sweep.model = ("a", {"name": "b"}).
+    An empty tuple is no axis.
+
+    Raises:
+      UserError: unknown field or axis, bad value, axes of unequal length, or the same trial twice.
+    """
+    config = plain(config)
+    trials: dict[Trial, Assignment] = {}
+    for assignment in _assignments(config.get("sweep") or {}, "sweep"):
+        trial = resolve(_override(config["trial"], assignment))
+        if trial in trials:
+            raise UserError(
+                f"config.sweep makes the same trial twice, as {assignment} and as "
+                f"{trials[trial]}; take the repeated value out of one of the axes"
+            )
+        trials[trial] = assignment
+    return list(trials)
+
+
+def fixed_fields(config: Any) -> Assignment:
+    """The fields that no axis of the sweep sets, {dotted name: value}, defaults filled in."""
+    config = plain(config)
+    swept = {name for a in _assignments(config.get("sweep") or {}, "sweep") for name in a}
+    given = flatten(config["trial"])
+    fields = {k: given.get(k, f.default) for k, f in FIELDS.items()} | given
+    return {
+        k: v
+        for k, v in sorted(fields.items())
+        if k not in swept and not (k.startswith("model.") and "model" in swept)
+    }
+
+
+def _override(trial: dict[str, Any], assignment: Assignment) -> dict[str, Any]:
+    flat = flatten(trial)
+    for name, value in assignment.items():
+        if name == "model":  # a whole network: its fields replace those of the base config
+            flat = {k: v for k, v in flat.items() if not k.startswith("model.")}
+            value = value if isinstance(value, dict) else {"name": value}
+            flat.update(flatten(value, "model."))
+        else:
+            flat[name] = value
+    return nest(flat)
+
+
+def _assignments(sweep: dict[str, Any], where: str) -> Iterator[Assignment]:
+    """Every combination of field values that one sweep asks for."""
+    sweep = dict(sweep)
+    zipped, union = sweep.pop("zipped", {}), sweep.pop("union", {})
+    factors = [[{k: v} for v in values] for k, values in _axes(sweep, where).items()]
+    for name, axes in zipped.items():
+        columns = _axes(axes, f"{where}.zipped.{name}")
+        if len({len(values) for values in columns.values()}) > 1:
+            lengths = ", ".join(f"{k}: {len(v)}" for k, v in columns.items())
+            raise UserError(f"config.{where}.zipped.{name} needs axes of one length, has {lengths}")
+        factors.append([dict(zip(columns, row)) for row in zip(*columns.values())])  # noqa: B905
+    if union:
+        factors.append([a for k, sub in union.items() for a in _assignments(sub, f"{where}.union.{k}")])
+    for combination in itertools.product(*[f for f in factors if f]):
+        merged: Assignment = {}
+        for part in combination:
+            if twice := merged.keys() & part.keys():
+                raise UserError(f"config.{where} sets {sorted(twice)[0]!r} by two axes; keep one")
+            merged |= part
+        yield merged
+
+
+def _axes(sweep: dict[str, Any], where: str) -> dict[str, tuple[Any, ...]]:
+    known = [*FIELDS, "model"]
+    axes = {}
+    for name, values in sorted(flatten(sweep).items()):
+        if name not in known and not name.startswith("model."):
+            raise UserError(
+                f"unknown axis {name!r} in config.{where}{suggest(name, known)}; an axis is a field "
+                "of config.trial"
+            )
+        if not isinstance(values, tuple | list):
+            raise UserError(
+                f"config.{where}.{name} is {values!r}; an axis is a tuple of values, "
+                f"as in config.{where}.{name} = ({values!r},)"
+            )
+        if values:
+            axes[name] = tuple(values)
+    return axes
