@@ -1,5 +1,6 @@
 """What a workdir holds, and how it gets there without ever holding half of it.
 
+examples.npz          a few training images under each pixel corruption
 run.json              the resolved config and every command that ran here, with versions and devices
 trials.csv            one row per trial: fields, status, final numbers (a view of what follows)
 trials/<id>/          result.json, curve.csv and network/ of one finished trial
@@ -95,6 +96,12 @@ class Workdir:
     def write_header(self, header: dict[str, Any]) -> None:
         write_atomically(self.header_path, json.dumps(header, indent=1, sort_keys=True))
 
+    def write_examples(self, examples: dict[str, np.ndarray]) -> None:
+        """Writes examples.npz, for `load_examples`."""
+        part = self.path / f".examples.{os.getpid()}.npz"
+        np.savez_compressed(part, **examples)
+        part.replace(self.path / "examples.npz")
+
     # --- trials -----------------------------------------------------------------------------------
 
     def trial_dir(self, trial_id: str) -> Path:
@@ -160,6 +167,15 @@ def planned_row(trial: Any, group_id: str, status: str = "planned") -> dict[str,
         "status": status,
         "trial": nest(dict(trial.fields)),
     }
+
+
+def load_examples(workdir: str | Path) -> dict[str, np.ndarray] | None:
+    """A few training images under each pixel corruption: {name: uint8[8, H, W, C]}, or None."""
+    path = Path(workdir) / "examples.npz"
+    if not path.is_file():
+        return None
+    with np.load(path, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
 
 
 class Results(NamedTuple):

@@ -18,6 +18,7 @@ from rethink_jax import header, records, train, trials
 from rethink_jax import inputs as trial_inputs
 from rethink_jax.checkpoint import GroupCheckpoint, save_network
 from rethink_jax.data import sources
+from rethink_jax.data.corruption import corrupt_pixels, pixel_stats
 from rethink_jax.data.dataset import Dataset
 from rethink_jax.engine import Finished, GroupRun
 from rethink_jax.progress import Progress, Snapshot
@@ -116,6 +117,8 @@ def run(sweep: Sweep, workdir_path: Path, command: list[str]) -> int:
             f"{len(sweep.trials)} trials in {len(sweep.groups)} groups; "
             f"{len(sweep.trials) - len(todo)} done, {len(todo)} to run"
         )
+        if not records.load_examples(workdir.path):
+            workdir.write_examples(_examples(sweep))
         runner = _Runner(sweep, workdir, finished, progress, signals)
         with runner.writing():
             for group in sweep.groups:
@@ -126,6 +129,24 @@ def run(sweep: Sweep, workdir_path: Path, command: list[str]) -> int:
         facts["trials_finished"] = len(finished) - (len(sweep.trials) - len(todo))
         workdir.write_header(head)
         return runner.close(seconds)
+
+
+_EXAMPLES = 8
+
+
+def _examples(sweep: Sweep) -> dict[str, np.ndarray]:
+    """A few training images of the first group's data, as they are and under each corruption."""
+    dataset = sweep._of_group[sweep.groups[0].group_id]
+    stats = pixel_stats(dataset.train_images)
+    found = {f"{dataset.name} as it is": dataset.train_images[:_EXAMPLES]}
+    for trial in sweep.groups[0].trials:
+        spec = trial_inputs.pixel_spec(trial)
+        part = f" {spec.fraction:g}" if spec.fraction < 1 else ""
+        name = f"{spec.kind}{part}" + (f", strength {spec.strength:g}" if spec.strength < 1 else "")
+        if not spec.is_identity and name not in found and len(found) < _EXAMPLES:
+            made = corrupt_pixels(dataset.train_images[:_EXAMPLES], spec, stats)
+            found[name] = np.clip(np.round(made.pixels()), 0, 255).astype(np.uint8)
+    return found
 
 
 def _open_header(sweep: Sweep, workdir: records.Workdir) -> dict[str, Any]:

@@ -1,0 +1,21 @@
+"""Draws the figures and the page of a workdir, also of an unfinished one.
+
+python -m launch.report --workdir=runs/quickstart
+"""
+
+from absl import flags
+
+from rethink_jax import cli, report
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder that a sweep wrote")
+
+
+def main() -> int:
+    result = report.build(_WORKDIR.value)
+    print("\n".join(result.summary))
+    print(f"report: {result.page.absolute()}")
+    return cli.EXIT_OK
+
+
+if __name__ == "__main__":
+    cli.run(main, workdir="name the folder that the sweep wrote")

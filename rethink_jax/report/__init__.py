@@ -1,0 +1,52 @@
+"""From a workdir to figures, a table beside the paper's numbers, and one self-contained HTML page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from rethink_jax import records
+from rethink_jax.schema import UserError
+
+
+class Report(NamedTuple):
+    """page: the HTML file   summary: a few sentences, one per line"""
+
+    page: Path
+    summary: list[str]
+
+
+def build(workdir: str | Path) -> Report:
+    """Writes <workdir>/report/: index.html and the figures as PNG files.
+
+    Raises:
+      UserError: not a workdir, no finished trial in it, or the report extra is not installed.
+    """
+    try:
+        from rethink_jax.report import figures, page, series
+    except ImportError as error:
+        raise UserError(
+            f"the report needs {error.name}; install it with: pip install 'rethink_jax[report]'"
+        ) from error
+    results = records.load_results(workdir)
+    done = results.trials[results.trials["status"].isin(("fitted", "finished", "diverged"))]
+    if done.empty:
+        raise UserError(
+            f"no trial of {workdir} is finished yet; run the sweep, the report shows what is there"
+        )
+    lines = series.lines(done, results)
+    folder = Path(workdir) / "report"
+    folder.mkdir(exist_ok=True)
+    pictures = {"examples": figures.examples(records.load_examples(workdir))}
+    pictures |= {
+        "fig1a": figures.loss_curves(lines),
+        "fig1b": figures.epochs_to_fit(lines),
+        "fig1c": figures.test_error(lines),
+    }
+    pictures = {name: png for name, png in pictures.items() if png is not None}
+    for name, png in pictures.items():
+        (folder / f"{name}.png").write_bytes(png)
+    summary = series.summary(results, done, lines)
+    html = page.render(results, summary, pictures, series.table(lines))
+    records.write_atomically(folder / "index.html", html)
+    return Report(folder / "index.html", summary)

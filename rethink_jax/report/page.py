@@ -1,0 +1,130 @@
+"""The HTML page: one file, nothing loaded from elsewhere, everything from the run escaped."""
+
+from __future__ import annotations
+
+import base64
+import json
+from html import escape
+
+from rethink_jax import paper
+from rethink_jax.records import Results
+from rethink_jax.report.series import Row
+
+_TITLES = {
+    "examples": ("What the networks saw", "Training images as they are, and corrupted."),
+    "fig1a": (
+        "Every training set is fitted",
+        "Mean training loss in each epoch. Lines: mean over seeds; bands: lowest to highest seed. A "
+        "trial that has ended keeps its last value.",
+    ),
+    "fig1b": (
+        "More random labels take longer",
+        "Epochs until the stop threshold is reached. Bands: standard deviation over seeds.",
+    ),
+    "fig1c": (
+        "Generalization goes from good to none",
+        "Test error. Solid: test labels corrupted at the same rate as the training labels (how the "
+        "paper's Figure 1(c) is most plausibly read); dashed: true test labels.",
+    ),
+}
+
+_CSS = """
+:root { color-scheme: light; }
+body { margin: 0 auto; max-width: 1060px; padding: 2.2rem 1.4rem 4rem; background: #fbfbfa;
+       color: #1d1d1f; font: 16px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .6rem; }
+h2 { font-size: 1.15rem; margin: 0 0 .1rem; }
+ul.summary { list-style: none; padding: 0; margin: 0 0 1.6rem; font-size: 1.06rem; }
+ul.summary li { padding: .18rem 0 .18rem 1.1rem; border-left: 3px solid #0072B2; margin: .35rem 0; }
+.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 1.1rem; }
+figure { margin: 0; padding: 1rem 1.1rem; background: #fff; border: 1px solid #e7e7e4;
+         border-radius: 10px; }
+figure.wide { grid-column: 1 / -1; text-align: center; }
+figure.wide h2, figure.wide figcaption { text-align: left; }
+figure.wide img { max-height: 360px; width: auto; }
+img { max-width: 100%; display: inline-block; margin-top: .5rem; }
+figcaption { color: #5c5c60; font-size: .9rem; }
+table { border-collapse: collapse; width: 100%; font-size: .86rem; background: #fff; margin: 1.6rem 0; }
+th, td { padding: .36rem .55rem; border-bottom: 1px solid #ececea; text-align: left; }
+th { font-weight: 600; color: #444; } td { font-variant-numeric: tabular-nums; }
+td.paper { color: #7a4b00; }
+details { margin-top: .8rem; } pre { overflow-x: auto; background: #f3f3f0; padding: .8rem;
+          font-size: .8rem; }
+@media (max-width: 520px) { .grid { grid-template-columns: 1fr; } }
+"""
+
+
+def render(
+    results: Results, summary: list[str], pictures: dict[str, bytes], rows: list[Row]
+) -> str:
+    """The page as text.
+
+    Args:
+      pictures: {name in `_TITLES`: PNG bytes}.
+    """
+    figures = "".join(_figure(name, pictures[name]) for name in _TITLES if name in pictures)
+    items = "".join(f"<li>{escape(s)}</li>" for s in summary)
+    return (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<title>{escape(_title(results))}</title><style>{_CSS}</style></head><body>"
+        f"<h1>{escape(_title(results))}</h1><ul class='summary'>{items}</ul>"
+        f"<div class='grid'>{figures}</div>{_table(rows)}{_details(results)}</body></html>\n"
+    )
+
+
+def _title(results: Results) -> str:
+    names = ", ".join(sorted({str(n) for n in results.trials["data.name"]}))
+    return f"Fitting true and corrupted data: {names}"
+
+
+def _figure(name: str, png: bytes) -> str:
+    title, caption = _TITLES[name]
+    data = base64.b64encode(png).decode()
+    kind = " class='wide'" if name == "examples" else ""
+    return (
+        f"<figure{kind}><h2>{escape(title)}</h2><figcaption>{escape(caption)}</figcaption>"
+        f"<img alt='{escape(title)}' src='data:image/png;base64,{data}'></figure>"
+    )
+
+
+def _table(rows: list[Row]) -> str:
+    """The table; columns in which no row has anything are left out."""
+    titles = {
+        "line": "network",
+        "setting": "data",
+        "seeds": "seeds",
+        "noise": "labels changed",
+        "epochs_to_fit": "epochs to fit",
+        "train_accuracy": "train accuracy",
+        "train_paper": "paper's",
+        "test_error_clean": "test error, true labels",
+        "test_error_corrupted": "test error, corrupted alike",
+        "test_paper": "paper's",
+    }
+    shown = [name for name in titles if any(getattr(r, name) for r in rows)]
+    head = "".join(f"<th>{escape(titles[n])}</th>" for n in shown)
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f"<td{' class=paper' if n.endswith('paper') else ''}>{escape(str(getattr(r, n)))}</td>"
+            for n in shown
+        )
+        + "</tr>"
+        for r in rows
+    )
+    note = f"<p><small>Paper: {escape(paper.ZHANG_2017)}.</small></p>" if "test_paper" in shown else ""
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}"
+
+
+def _details(results: Results) -> str:
+    """Where the numbers come from."""
+    runs = json.dumps(results.run["runs"], indent=1)
+    config = json.dumps(results.run["config"], indent=1, sort_keys=True)
+    return (
+        "<details><summary>Commands, versions, devices</summary>"
+        f"<pre>{escape(runs)}</pre></details>"
+        "<details><summary>Config "
+        f"(SHA-256 {escape(results.run['config_sha256'][:12])})</summary>"
+        f"<pre>{escape(config)}</pre></details>"
+    )
