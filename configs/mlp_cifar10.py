@@ -1,8 +1,8 @@
 """The one-hidden-layer network of Table 1 on all of CIFAR-10, with true and with random labels.
 
-Zhang et al. (2017), Table 1, MLP 1x512 without weight decay: training accuracy 100% and test accuracy
-50.51% with true labels; 99.34% and 10.61% with random labels. Figure 1(b) puts the time to fit random
-labels at 1.96 times that of true ones.
+Zhang et al. (2017), Table 1, MLP 1x512 without weight decay: training accuracy 100% and test
+accuracy 50.51% with true labels; 99.34% and 10.61% with random labels. Figure 1(b) puts the time to
+fit random labels at 1.96 times that of true ones.
 
 COMMAND  python -m launch.sweep --config=configs/mlp_cifar10.py --workdir=runs/mlp_cifar10
          python -m launch.report --workdir=runs/mlp_cifar10

@@ -39,7 +39,9 @@ class GroupCheckpoint:
         )
         self._manager.save(step, args=items)
 
-    def restore(self, one_state: train.TrialState) -> tuple[train.TrialState, dict[str, Any]] | None:
+    def restore(
+        self, one_state: train.TrialState
+    ) -> tuple[train.TrialState, dict[str, Any]] | None:
         """The newest readable state (numpy arrays) and its meta, or None.
 
         Args:
@@ -51,7 +53,9 @@ class GroupCheckpoint:
                     step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
                 ).meta
                 lanes = len(meta["lanes"])
-                target = jax.tree.map(lambda s, n=lanes: np.empty((n, *s.shape), s.dtype), one_state)
+                target = jax.tree.map(
+                    lambda s, n=lanes: np.empty((n, *s.shape), s.dtype), one_state
+                )
                 restored = self._manager.restore(
                     step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
                 )
@@ -117,7 +121,9 @@ def load_trial(workdir: str | Path, trial_id: str) -> LoadedTrial:
         )
     with ocp.StandardCheckpointer() as checkpointer:
         variables = checkpointer.restore((folder / "network").absolute())
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in flatten(result["trial"]).items()}
+    fields = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in flatten(result["trial"]).items()
+    }
     spec = train.Spec(
         fields=fields, num_train=0, num_test=0, image_shape=tuple(result["image_shape"]),
         num_classes=result["num_classes"], augments=False, evaluate_every=1,

@@ -1,6 +1,6 @@
 """How commands start and end: flags, one-line errors, exit codes.
 
-0 all done; 2 the user's mistake; 3 some trials failed; 75 interrupted, run the same command again.
+0 all done; 2 the user's mistake; 75 interrupted, run the same command again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from absl import app, flags
 from rethink_jax import devices
 from rethink_jax.schema import UserError, suggest
 
-EXIT_OK, EXIT_USER, EXIT_FAILED, EXIT_INTERRUPTED = 0, 2, 3, 75
+EXIT_OK, EXIT_USER, EXIT_INTERRUPTED = 0, 2, 75
 
 flags.DEFINE_bool("debug", False, "show the traceback of a user error")
 
@@ -64,7 +64,11 @@ def _parse_flags() -> None:
 def _last_line(message: str) -> str:
     """The last line, which of a quoted traceback is the error; what it was about comes before."""
     first, *others = [line.strip() for line in message.splitlines() if line.strip()]
-    return f"{first.removesuffix('Traceback (most recent call last):')} {others[-1]}" if others else first
+    return (
+        f"{first.removesuffix('Traceback (most recent call last):')} {others[-1]}"
+        if others
+        else first
+    )
 
 
 def _unknown_override(field: str) -> str:
@@ -72,7 +76,9 @@ def _unknown_override(field: str) -> str:
     from rethink_jax.trials import FIELDS
 
     known = [*SETTINGS, *(f"{s}.{name}" for s in ("trial", "sweep") for name in FIELDS)]
-    given = [a.split("=")[0].removeprefix("--config.") for a in sys.argv if a.startswith("--config.")]
+    given = [
+        a.split("=")[0].removeprefix("--config.") for a in sys.argv if a.startswith("--config.")
+    ]
     name = next((g for g in given if g.split(".")[-1] == field), None)
     if name is None:
         return f"the config cannot be read: no attribute {field!r}"

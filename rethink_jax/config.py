@@ -27,9 +27,7 @@ SETTINGS: dict[str, Field] = {
         int, 1, "epochs between full evaluations (the last one is always evaluated)", low=1
     ),
     "checkpoint.keep": Field(str, "final", "finished networks to keep", choices=("final", "none")),
-    "checkpoint.every_seconds": Field(
-        float, 60.0, "between checkpoints of running trials", low=0
-    ),
+    "checkpoint.every_seconds": Field(float, 60.0, "between checkpoints of running trials", low=0),
     "data_files.dir": Field(
         str, None, "data sets' folder; None: $RETHINK_DATA_DIR, or .data", optional=True
     ),

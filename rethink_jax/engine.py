@@ -84,11 +84,10 @@ def choose_layout(settings: dict[str, Any], num_trials: int) -> Layout:
 
 
 class Report(NamedTuple):
-    """What the host reads of each lane after a dispatch: status, epochs done, the last curve row."""
+    """What the host reads of each lane after a dispatch: status and epochs done, int32[L]."""
 
     status: Any
     epoch: Any
-    row: Any
 
 
 class Programs:
@@ -99,9 +98,7 @@ class Programs:
     Both are compiled ahead for these very shapes, so no refill can compile anything.
     """
 
-    def __init__(
-        self, spec: train.Spec, layout: Layout, data: train.Data, one_input: train.Inputs
-    ):
+    def __init__(self, spec: train.Spec, layout: Layout, data: train.Data, one_input: train.Inputs):
         self.layout = layout
         mesh = layout.mesh
         self.lane_sharding = NamedSharding(mesh, _LANES)
@@ -119,7 +116,7 @@ class Programs:
                 step = lambda _, s: train.advance(spec, data, i, s)  # noqa: E731
                 s = jax.lax.fori_loop(0, epochs, step, s)
                 # Copies, since the state itself is donated to the next call.
-                return s, Report(s.status, s.epoch, s.curve[s.epoch - 1])
+                return s, Report(s.status, s.epoch)
 
             return each(one)(inputs, state)
 
@@ -264,7 +261,7 @@ class GroupRun:
         self._refill()
 
     def step(self) -> None:
-        """Dispatches some epochs of all lanes, then attends to what the dispatch before finished."""
+        """Dispatches some epochs of all lanes; then attends to what the one before finished."""
         epochs = self._epochs_per_dispatch
         self._state, report = self.programs.advance(
             self._images.data, self._inputs, self._state, np.int32(epochs)
@@ -354,9 +351,7 @@ class GroupRun:
             fresh_L[lane] = True
         if fresh_L.any():
             self._inputs = self.programs.put(self._inputs_L)
-            self._state = self.programs.start(
-                self._state, self._inputs, self.programs.put(fresh_L)
-            )
+            self._state = self.programs.start(self._state, self._inputs, self.programs.put(fresh_L))
 
     def _collect(self, report: Report, epochs: int, lanes: tuple[Trial | None, ...]) -> None:
         status_L, epoch_L = jax.device_get((report.status, report.epoch))
@@ -367,7 +362,7 @@ class GroupRun:
             self.epochs_of[trial] = int(epoch_L[row])
             if status_L[row] != train.RUNNING:
                 lane = self.lanes.index(trial)
-                # It stood still in the dispatch that is running now, so that one's state is its own.
+                # It stands still in the dispatch that runs now, so the state then is its last.
                 state = self.programs.lane(self._state, lane)
                 self._on_finished(Finished(trial, state, self._noise[trial]))
                 self.lanes[lane] = None

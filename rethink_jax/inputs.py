@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Sequence, Set
 from typing import Any
@@ -81,10 +82,22 @@ def trial_labels(trial: Trial, dataset: Dataset) -> tuple[np.ndarray, np.ndarray
     splits = (dataset.train_labels, streams.LABELS), (dataset.test_labels, streams.TEST_LABELS)
     kind, prob = trial["corruption.labels"], trial["corruption.label_prob"]
     seed = trial["corruption.seed"]
-    return tuple(  # type: ignore[return-value]
-        np.asarray(corrupt_labels(labels, kind, prob, seed, name, dataset.num_classes))
-        for labels, name in splits
-    )
+    with _on_host():
+        return tuple(  # type: ignore[return-value]
+            np.asarray(corrupt_labels(labels, kind, prob, seed, name, dataset.num_classes))
+            for labels, name in splits
+        )
+
+
+def _on_host() -> Any:
+    """Small programs run on the host's CPU: an accelerator would first finish what it is busy with.
+
+    It also makes the corrupted data the same whatever the accelerator.
+    """
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out.
+        return contextlib.nullcontext()
 
 
 def pixel_spec(trial: Trial) -> PixelCorruptionSpec:
@@ -147,14 +160,13 @@ class ImageStore:
         if not free:
             return None
         place = next((i for i in free if self._places[i] is None), free[0])
-        made = [
-            corrupt_pixels(images, spec, self._stats, test=test)
-            for images, test in (
-                (self._dataset.train_images, False),
-                (self._dataset.test_images, True),
-            )
-        ]
-        images = _write((self.data.train, self.data.test), place, [train.Images(*m) for m in made])
+        splits = (self._dataset.train_images, False), (self._dataset.test_images, True)
+        with _on_host():
+            made = [
+                train.Images(*corrupt_pixels(images, spec, self._stats, test=test))
+                for images, test in splits
+            ]
+        images = _write((self.data.train, self.data.test), place, made)
         self._data = train.Data(*images, self.data.test_labels)
         self._places[place] = spec
         return place

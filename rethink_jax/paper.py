@@ -1,7 +1,7 @@
 """Published numbers, each with where it stands and how it was read.
 
-"printed": a number in a table or in the text. "digitised": read off the vector graphics of a figure,
-to about 0.3% of the axis. "inferred": not stated, but implied by what is.
+"printed": a number in a table or in the text. "digitised": read off the vector graphics of a
+figure, to about 0.3% of the axis. "inferred": not stated, but implied by what is.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def fig1a(setting: str) -> Published:
 
 
 def fig1b(network: str) -> Published:
-    """Time to fit, relative to true labels, by label corruption. UNSTATED: what counts as fitted."""
+    """Time to fit, relative to true labels, by label corruption. UNSTATED: when that is."""
     return Published(tuple(_curves()["fig1b"][network]), "Figure 1(b)", "digitised", LABEL_PROBS)
 
 

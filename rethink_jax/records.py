@@ -85,7 +85,9 @@ class Workdir:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise UserError(f"cannot read {self.header_path} ({error}); take another --workdir") from error
+            raise UserError(
+                f"cannot read {self.header_path} ({error}); take another --workdir"
+            ) from error
         if not isinstance(header, dict) or header.get("format") != FORMAT:
             raise UserError(
                 f"{self.header_path} was not written by this version of rethink_jax; "
@@ -118,8 +120,8 @@ class Workdir:
                 results[path.parent.name] = json.loads(path.read_text())
             except ValueError as error:
                 raise UserError(
-                    f"{path} is damaged ({error}); delete its folder and run the sweep again, which "
-                    "repeats this one trial"
+                    f"{path} is damaged ({error}); delete its folder and run the sweep again, "
+                    "which repeats this one trial"
                 ) from error
         return results
 
@@ -137,7 +139,9 @@ class Workdir:
         text = json.dumps(result, indent=1, allow_nan=False)
         write_atomically(self.trial_dir(trial_id) / "result.json", text)
 
-    def write_table(self, planned: Iterable[dict[str, Any]], finished: dict[str, dict[str, Any]]) -> None:
+    def write_table(
+        self, planned: Iterable[dict[str, Any]], finished: dict[str, dict[str, Any]]
+    ) -> None:
         """Writes trials.csv: every planned trial and every finished one, each exactly once."""
         rows = {r["trial_id"]: r for r in planned} | finished
         flat = [_flat_row(row) for row in rows.values()]

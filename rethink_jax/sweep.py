@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from rethink_jax import config as config_lib
 from rethink_jax import header, records, train, trials
 from rethink_jax import inputs as trial_inputs
 from rethink_jax.checkpoint import GroupCheckpoint, save_network
+from rethink_jax.cli import EXIT_INTERRUPTED, EXIT_OK
 from rethink_jax.data import sources
 from rethink_jax.data.corruption import corrupt_pixels, pixel_stats
 from rethink_jax.data.dataset import Dataset
@@ -38,7 +40,9 @@ class Sweep:
     def __init__(self, config: Any):
         self.config = plain(config)
         if "trial" not in self.config:
-            raise UserError("the config has no config.trial; start from rethink_jax.default_config()")
+            raise UserError(
+                "the config has no config.trial; start from rethink_jax.default_config()"
+            )
         self.settings = config_lib.settings(self.config)
         self.trials = trials.expand(self.config)
         self.groups = trials.group(self.trials)
@@ -51,9 +55,13 @@ class Sweep:
     def _group_dataset(self, group: Group) -> Dataset:
         return trial_inputs.trial_dataset(self.datasets[group.static["data.name"]], group.static)
 
+    def dataset_of(self, group: Group) -> Dataset:
+        """The images that a group's trials are trained on."""
+        return self._of_group[group.group_id]
+
     def group_run(self, group: Group, on_finished: Any) -> GroupRun:
         """The group, ready to begin."""
-        return GroupRun(group, self._of_group[group.group_id], self.settings, on_finished)
+        return GroupRun(group, self.dataset_of(group), self.settings, on_finished)
 
 
 def plan(sweep: Sweep, workdir: Path | None) -> str:
@@ -105,9 +113,14 @@ def run(sweep: Sweep, workdir_path: Path, command: list[str]) -> int:
     head = _open_header(sweep, workdir)
     finished = workdir.finished()
     todo = [t for t in sweep.trials if t.trial_id not in finished]
+    for group in sweep.groups:
+        if all(t.trial_id in finished for t in group.trials):
+            # A kill between the last result and the end leaves its checkpoint behind.
+            shutil.rmtree(workdir.group_dir(group.group_id), ignore_errors=True)
     if not todo:
+        workdir.write_table([], finished)
         print(f"all {len(sweep.trials)} trials of {workdir.path} are done; nothing to run")
-        return 0
+        return EXIT_OK
     facts = header.run_facts(command)
     head["runs"].append(facts)
     workdir.write_header(head)
@@ -136,7 +149,7 @@ _EXAMPLES = 8
 
 def _examples(sweep: Sweep) -> dict[str, np.ndarray]:
     """A few training images of the first group's data, as they are and under each corruption."""
-    dataset = sweep._of_group[sweep.groups[0].group_id]
+    dataset = sweep.dataset_of(sweep.groups[0])
     stats = pixel_stats(dataset.train_images)
     found = {f"{dataset.name} as it is": dataset.train_images[:_EXAMPLES]}
     for trial in sweep.groups[0].trials:
@@ -259,12 +272,12 @@ class _Runner:
     def close(self, seconds: float) -> int:
         """Says how it ended; returns the exit code."""
         done = sum(t.trial_id in self._finished for t in self._sweep.trials)
-        if self._signals:
+        if self._signals and done < len(self._sweep.trials):
             self._progress.say(
                 f"interrupted with {done} of {len(self._sweep.trials)} trials done; everything is "
                 "saved, the same command goes on from here"
             )
-            return 75
+            return EXIT_INTERRUPTED
         counts = {}
         for t in self._sweep.trials:
             status = self._finished[t.trial_id]["status"]
@@ -275,10 +288,10 @@ class _Runner:
             f"{done} trials done ({what}) in {seconds:.1f} s, {rate:,.0f} trial-steps/s with "
             f"everything; results in {self._workdir.path}"
         )
-        return 0
+        return EXIT_OK
 
     def _show(self, run: GroupRun) -> None:
-        done = [r for r in self._finished.values() if r["group_id"] in self._group_of.values()]
+        done = [r for i, r in list(self._finished.items()) if i in self._group_of]
         epochs = [r["epochs"] for r in done]
         expected = np.mean(epochs) if epochs else run.spec.fields["stop.max_epochs"]
         left = len(self._sweep.trials) - len(done)

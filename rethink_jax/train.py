@@ -23,8 +23,8 @@ STATUS_NAMES = ("empty", "running", "fitted", "finished", "diverged")
 
 # Columns of a curve, one row per epoch. Losses are mean cross-entropies in nats. "online" is over
 # the epoch's batches as they were trained on; "train" over the training set after the epoch, both
-# against the trial's own (corrupted) labels; "test" against the true labels of the (pixel-corrupted)
-# test images, "test_corrupted" against test labels corrupted like the training labels.
+# against the trial's own (corrupted) labels; "test" against the true labels of the test images
+# (their pixels corrupted, if training's are), "test_corrupted" against test labels corrupted alike.
 CURVE = (
     "learning_rate",
     "online_loss",
@@ -248,7 +248,9 @@ def train_epoch(
     order_SxB = data_order(spec, hypers["seed"], state.epoch)
     crop = spec.fields["preprocess.crop_size"]
 
-    def step(carry: Any, xs: tuple[jax.Array, jax.Array]) -> tuple[Any, tuple[jax.Array, jax.Array]]:
+    def step(
+        carry: Any, xs: tuple[jax.Array, jax.Array]
+    ) -> tuple[Any, tuple[jax.Array, jax.Array]]:
         params, model_state, opt_state = carry
         step_index, index_B = xs
         images_BxHxWxC = take_images(data.train, inputs.image_set, index_B)

@@ -53,7 +53,12 @@ FIELDS: dict[str, Field] = {
         float, 1.0, "x becomes (1-strength)*x + strength*corrupted(x)", role="data", low=0, high=1
     ),
     "corruption.seed": Field(
-        int, None, "of labels and pixels; None: the trial's seed", role="data", optional=True, **_SEED
+        int,
+        None,
+        "of labels and pixels; None: the trial's seed",
+        role="data",
+        optional=True,
+        **_SEED,
     ),
     "preprocess.crop_size": Field(
         int, None, "height and width after the crop; None: no crop", low=1, optional=True
@@ -254,7 +259,9 @@ def _assignments(sweep: dict[str, Any], where: str) -> Iterator[Assignment]:
             raise UserError(f"config.{where}.zipped.{name} needs axes of one length, has {lengths}")
         factors.append([dict(zip(columns, row)) for row in zip(*columns.values())])  # noqa: B905
     if union:
-        factors.append([a for k, sub in union.items() for a in _assignments(sub, f"{where}.union.{k}")])
+        factors.append(
+            [a for k, sub in union.items() for a in _assignments(sub, f"{where}.union.{k}")]
+        )
     for combination in itertools.product(*[f for f in factors if f]):
         merged: Assignment = {}
         for part in combination:
@@ -270,8 +277,8 @@ def _axes(sweep: dict[str, Any], where: str) -> dict[str, tuple[Any, ...]]:
     for name, values in sorted(flatten(sweep).items()):
         if name not in known and not name.startswith("model."):
             raise UserError(
-                f"unknown axis {name!r} in config.{where}{suggest(name, known)}; an axis is a field "
-                "of config.trial"
+                f"unknown axis {name!r} in config.{where}{suggest(name, known)}; an axis is a "
+                "field of config.trial"
             )
         if not isinstance(values, tuple | list):
             raise UserError(

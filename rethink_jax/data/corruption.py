@@ -47,7 +47,7 @@ LABELS: dict[str, LabelCorruption] = {"uniform": uniform}
 def corrupt_labels(
     labels_N: jax.Array, kind: str, prob: float, seed: int, name: int, num_classes: int
 ) -> jax.Array:
-    """A trial's labels: int32[N]. `name` is the stream: LABELS for training, TEST_LABELS for test."""
+    """A trial's labels: int32[N]. `name` is the stream: LABELS or, for test, TEST_LABELS."""
     return LABELS[kind](stream(seed, name), labels_N, jnp.float32(prob), num_classes)
 
 
@@ -55,13 +55,15 @@ def corrupt_labels(
 
 
 class PixelStats(NamedTuple):
-    """Mean and standard deviation of each channel over a training set: float32[C], in grey levels."""
+    """Mean and deviation of each channel over a training set: float32[C], in grey levels."""
 
     mean_C: jax.Array
     std_C: jax.Array
 
 
-def shuffled(image_HxWxC: jax.Array, set_key: jax.Array, key: jax.Array, _: PixelStats) -> jax.Array:
+def shuffled(
+    image_HxWxC: jax.Array, set_key: jax.Array, key: jax.Array, _: PixelStats
+) -> jax.Array:
     """One random permutation of the pixels, the same for all images, training and test.
 
     UNSTATED in paper: whether channels move together; here a pixel keeps its colour.

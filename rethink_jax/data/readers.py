@@ -41,7 +41,9 @@ class Layout(NamedTuple):
         """
         for name in self.folders:
             folder = root / name
-            found = [next((folder / v for v in f if (folder / v).is_file()), None) for f in self.files]
+            found = [
+                next((folder / v for v in f if (folder / v).is_file()), None) for f in self.files
+            ]
             if all(found):
                 return [f for f in found if f is not None]
             if any(found):
@@ -129,7 +131,9 @@ def _cifar_python(data: bytes, path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cifar(
-    parse: Callable[[bytes, Path], tuple[np.ndarray, np.ndarray]], names: tuple[str, ...], packed: bool
+    parse: Callable[[bytes, Path], tuple[np.ndarray, np.ndarray]],
+    names: tuple[str, ...],
+    packed: bool,
 ) -> Callable[[Sequence[Path]], Arrays]:
     def read(files: Sequence[Path]) -> Arrays:
         if packed:
@@ -148,7 +152,9 @@ def _each(*names: str) -> tuple[tuple[str, ...], ...]:
 
 
 CIFAR10 = (
-    Layout(("cifar-10-batches-bin", ""), _each(*_CIFAR_BIN), _cifar(_cifar_binary, _CIFAR_BIN, False)),
+    Layout(
+        ("cifar-10-batches-bin", ""), _each(*_CIFAR_BIN), _cifar(_cifar_binary, _CIFAR_BIN, False)
+    ),
     Layout(("cifar-10-batches-py", ""), _each(*_CIFAR_PY), _cifar(_cifar_python, _CIFAR_PY, False)),
     Layout(("",), _each("cifar-10-binary.tar.gz"), _cifar(_cifar_binary, _CIFAR_BIN, True)),
     Layout(("",), _each("cifar-10-python.tar.gz"), _cifar(_cifar_python, _CIFAR_PY, True)),
@@ -169,7 +175,9 @@ def _idx(path: Path, ndim: int) -> np.ndarray:
 
 
 def _read_idx(files: Sequence[Path]) -> Arrays:
-    train, train_labels, test, test_labels = (_idx(f, n) for f, n in zip(files, (3, 1) * 2, strict=True))
+    train, train_labels, test, test_labels = (
+        _idx(f, n) for f, n in zip(files, (3, 1) * 2, strict=True)
+    )
     return (
         train[..., None],
         train_labels.astype(np.int32),

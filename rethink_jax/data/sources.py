@@ -21,10 +21,13 @@ from rethink_jax.data.dataset import Dataset
 from rethink_jax.schema import UserError, suggest
 
 _DIGITS = tuple("0123456789")
-_CIFAR_CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
-_FASHION_CLASSES = tuple(
-    "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(",")
-)
+_CIFAR_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+_FASHION_CLASSES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
+    "Ankle boot",
+)  # fmt: skip
 
 
 class FileSource(NamedTuple):
@@ -42,7 +45,9 @@ class FileSource(NamedTuple):
 
 def _idx_urls(base: str, folder: str, md5s: Sequence[str]) -> tuple[tuple[str, str, str], ...]:
     stems = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
-    return tuple((f"{base}{s}-ubyte.gz", f"md5:{m}", folder) for s, m in zip(stems, md5s, strict=True))
+    return tuple(
+        (f"{base}{s}-ubyte.gz", f"md5:{m}", folder) for s, m in zip(stems, md5s, strict=True)
+    )
 
 
 FILE_SOURCES = {
@@ -121,7 +126,9 @@ def synthetic() -> Dataset:
         labels = rng.integers(0, 10, count, dtype=np.int32)
         images = patterns[labels] + rng.normal(0, 48, (count, 32, 32, 3))
         parts += [np.clip(np.round(images), 0, 255).astype(np.uint8), labels]
-    return Dataset("synthetic", *parts, tuple(f"class {c}" for c in range(10)), "made by the package")
+    return Dataset(
+        "synthetic", *parts, tuple(f"class {c}" for c in range(10)), "made by the package"
+    )
 
 
 EMBEDDED = {"digits": digits, "synthetic": synthetic}
@@ -160,7 +167,11 @@ def load(name: str, folder: str | None = None, download: bool = False) -> Datase
     if name.startswith("tfds:"):
         return _from_tfds(name, name.removeprefix("tfds:"), root)
     dataset = _from_files(name, root)
-    if dataset is None and (root / name).is_dir() and any((root / name).glob("*/dataset_info.json")):
+    if (
+        dataset is None
+        and (root / name).is_dir()
+        and any((root / name).glob("*/dataset_info.json"))
+    ):
         dataset = _from_tfds(name, name, root)
     if dataset is None and download:
         _download(FILE_SOURCES[name].urls, root)
@@ -178,8 +189,8 @@ def _missing(name: str, root: Path) -> str:
         for folder in layout.folders[:1]
     )
     return (
-        f"no {name} in {root.absolute()}: looked for {wanted} (and their other public layouts), and "
-        f"for a set prepared by TFDS in {name}/; put one there, name another folder with "
+        f"no {name} in {root.absolute()}: looked for {wanted} (and their other public layouts), "
+        f"and for a set prepared by TFDS in {name}/; put one there, name another folder with "
         "--config.data_files.dir=FOLDER or $RETHINK_DATA_DIR, or fetch it with "
         "--config.data_files.download=True"
     )

@@ -1,4 +1,4 @@
-"""From a workdir to figures, a table beside the paper's numbers, and one self-contained HTML page."""
+"""From a workdir to figures, a table beside the paper's numbers, and one HTML page."""
 
 from __future__ import annotations
 

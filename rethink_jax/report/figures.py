@@ -65,22 +65,28 @@ def _is_main(setting: Setting) -> bool:
 
 
 def loss_curves(found: list[Line]) -> bytes | None:
-    """Figure 1(a): the mean training loss of each epoch; bands from the lowest to the highest seed."""
+    """Figure 1(a): the mean training loss of each epoch; bands from lowest to highest seed."""
     panels = [(x, [s for s in x.settings if _is_main(s)]) for x in found]
     panels = [(line, main) for line, main in panels if main][:_MAX_PANELS]
     if not panels:
         return None
-    names = list(dict.fromkeys(s.name for _, main in panels for s in main))
+    order = ("true labels", "shuffled", "gaussian", "random pixels", "random labels")
+    names = sorted(
+        {s.name for _, main in panels for s in main},
+        key=lambda name: (next((i for i, o in enumerate(order) if name.startswith(o)), 9), name),
+    )
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(
             1, len(panels), figsize=(6.4 * min(len(panels), 2), 4.2), squeeze=False, sharey=True
         )
         for axis, (line, main) in zip(axes[0], panels, strict=True):
-            for setting in main:
+            for setting in sorted(main, key=lambda s: names.index(s.name)):
                 colour = _COLOURS[names.index(setting.name) % len(_COLOURS)]
+                # Settings that behave alike lie on each other; dashes let the lower one show.
+                style = "--" if setting.name.startswith(("shuffled", "random pixels")) else "-"
                 losses_TxE = setting.losses_TxE
                 epochs = np.arange(1, losses_TxE.shape[1] + 1)
-                axis.plot(epochs, losses_TxE.mean(0), color=colour, label=setting.name, linewidth=2)
+                axis.plot(epochs, losses_TxE.mean(0), style, color=colour, label=setting.name, lw=2)
                 axis.fill_between(
                     epochs, losses_TxE.min(0), losses_TxE.max(0), color=colour, alpha=0.2, lw=0
                 )
@@ -121,7 +127,9 @@ def test_error(found: list[Line]) -> bytes | None:
             colour, name = _COLOURS[i % len(_COLOURS)], line.name if len(shown) > 1 else ""
             label = f"{name} test labels corrupted alike".strip()
             _draw_band(axis, settings, _corrupted_error, colour, label, "-")
-            _draw_band(axis, settings, _clean_error, colour, f"{name} true test labels".strip(), "--")
+            _draw_band(
+                axis, settings, _clean_error, colour, f"{name} true test labels".strip(), "--"
+            )
             if line.network in ("mlp 1x512",):
                 published = paper.fig1c(line.network)
                 label = f"paper, {published.where} ({line.network})"

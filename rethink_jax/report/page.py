@@ -13,16 +13,16 @@ from rethink_jax.report.series import Row
 _TITLES = {
     "examples": ("What the networks saw", "Training images as they are, and corrupted."),
     "fig1a": (
-        "Every training set is fitted",
-        "Mean training loss in each epoch. Lines: mean over seeds; bands: lowest to highest seed. A "
-        "trial that has ended keeps its last value.",
+        "How the training loss falls",
+        "Mean training loss in each epoch. Lines: mean over seeds; bands: lowest to highest seed. "
+        "A trial that has ended keeps its last value.",
     ),
     "fig1b": (
-        "More random labels take longer",
+        "How long fitting takes",
         "Epochs until the stop threshold is reached. Bands: standard deviation over seeds.",
     ),
     "fig1c": (
-        "Generalization goes from good to none",
+        "What is left of generalization",
         "Test error. Solid: test labels corrupted at the same rate as the training labels (how the "
         "paper's Figure 1(c) is most plausibly read); dashed: true test labels.",
     ),
@@ -30,13 +30,13 @@ _TITLES = {
 
 _CSS = """
 :root { color-scheme: light; }
-body { margin: 0 auto; max-width: 1060px; padding: 2.2rem 1.4rem 4rem; background: #fbfbfa;
+body { margin: 0 auto; max-width: 1360px; padding: 2.2rem 1.4rem 4rem; background: #fbfbfa;
        color: #1d1d1f; font: 16px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .6rem; }
 h2 { font-size: 1.15rem; margin: 0 0 .1rem; }
 ul.summary { list-style: none; padding: 0; margin: 0 0 1.6rem; font-size: 1.06rem; }
 ul.summary li { padding: .18rem 0 .18rem 1.1rem; border-left: 3px solid #0072B2; margin: .35rem 0; }
-.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 1.1rem; }
+.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(380px, 1fr)); gap: 1.1rem; }
 figure { margin: 0; padding: 1rem 1.1rem; background: #fff; border: 1px solid #e7e7e4;
          border-radius: 10px; }
 figure.wide { grid-column: 1 / -1; text-align: center; }
@@ -44,9 +44,10 @@ figure.wide h2, figure.wide figcaption { text-align: left; }
 figure.wide img { max-height: 360px; width: auto; }
 img { max-width: 100%; display: inline-block; margin-top: .5rem; }
 figcaption { color: #5c5c60; font-size: .9rem; }
-table { border-collapse: collapse; width: 100%; font-size: .86rem; background: #fff; margin: 1.6rem 0; }
+table { border-collapse: collapse; width: 100%; font-size: .86rem; background: #fff;
+        margin: 1.6rem 0; }
 th, td { padding: .36rem .55rem; border-bottom: 1px solid #ececea; text-align: left; }
-th { font-weight: 600; color: #444; } td { font-variant-numeric: tabular-nums; }
+th { font-weight: 600; color: #444; } td { font-variant-numeric: tabular-nums; white-space: nowrap; }
 td.paper { color: #7a4b00; }
 details { margin-top: .8rem; } pre { overflow-x: auto; background: #f3f3f0; padding: .8rem;
           font-size: .8rem; }
@@ -113,7 +114,9 @@ def _table(rows: list[Row]) -> str:
         + "</tr>"
         for r in rows
     )
-    note = f"<p><small>Paper: {escape(paper.ZHANG_2017)}.</small></p>" if "test_paper" in shown else ""
+    note = (
+        f"<p><small>Paper: {escape(paper.ZHANG_2017)}.</small></p>" if "test_paper" in shown else ""
+    )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}"
 
 

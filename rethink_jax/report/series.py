@@ -48,7 +48,9 @@ _NOT_A_LINE = ("seed", "corruption.seed", "corruption.label_prob", "corruption.p
 
 def field_columns(trials: pd.DataFrame) -> list[str]:
     """The columns that are fields of a trial."""
-    return [c for c in trials.columns if "." in c or c in ("seed", "batch_size", "matmul_precision")]
+    return [
+        c for c in trials.columns if "." in c or c in ("seed", "batch_size", "matmul_precision")
+    ]
 
 
 def lines(trials: pd.DataFrame, results: records.Results) -> list[Line]:
@@ -118,7 +120,7 @@ def summary(results: records.Results, done: pd.DataFrame, found: list[Line]) -> 
     sentences = [
         f"{perfect} of {planned} trials reached 100% training accuracy"
         + (f"; {planned - len(done)} are not finished" if planned > len(done) else "")
-        + (f"; {n} diverged" if (n := int((done['status'] == 'diverged').sum())) else "")
+        + (f"; {n} diverged" if (n := int((done["status"] == "diverged").sum())) else "")
         + "."
     ]
     line = max(found, key=lambda x: len(x.settings))
@@ -139,7 +141,7 @@ def summary(results: records.Results, done: pd.DataFrame, found: list[Line]) -> 
     if pixels := [s for s in line.settings if not s.clean_pixels and s.label_prob == 0]:
         parts = [
             f"{s.name} {1 - mean_std(s.trials['final_test_accuracy'])[0]:.1%} "
-            f"(fitted in {mean_std(s.trials['epochs_to_fit'])[0]:.1f} epochs)"
+            f"(epochs to fit: {_text(s.trials['epochs_to_fit'], '.1f')})"
             for s in pixels[:4]
         ]
         sentences.append("Test error with corrupted images: " + ", ".join(parts) + ".")
