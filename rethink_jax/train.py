@@ -158,7 +158,7 @@ def _epoch(spec: Spec, data: Data, inputs: Inputs, state: TrialState) -> TrialSt
     last = spec.fields["stop.max_epochs"]
     row = {"learning_rate": learning_rate(inputs.hypers, state.epoch)}
     state, row["online_loss"], row["online_accuracy"] = train_epoch(spec, data, inputs, state)
-    row["param_norm"] = optax.global_norm(state.params)
+    row["param_norm"] = optax.tree.norm(state.params)
     finite = jnp.isfinite(row["online_loss"]) & jnp.isfinite(row["param_norm"])
 
     full = spec.fields["stop.measured_on"] == "full"
@@ -200,7 +200,7 @@ def _evaluate_rest(
     row["test_loss"], row["test_accuracy"] = clean
     row["test_corrupted_loss"], row["test_corrupted_accuracy"] = corrupted
     first = init_variables(spec, inputs.hypers["seed"])["params"]
-    row["distance_from_init"] = optax.global_norm(jax.tree.map(jnp.subtract, state.params, first))
+    row["distance_from_init"] = optax.tree.norm(jax.tree.map(jnp.subtract, state.params, first))
     return row
 
 
@@ -311,9 +311,8 @@ def evaluate(
         images_BxHxWxC = take_images(images, inputs.image_set, index_B)
         crop = spec.fields["preprocess.crop_size"]
         images_BxHxWxC = _whitened(spec, preprocess.central_crop(images_BxHxWxC, crop))
-        key = stream(inputs.hypers["seed"], streams.NETWORK)  # Nothing is random in evaluation.
         variables = {"params": state.params, **state.model_state}
-        logits_BxY, _ = model.apply(variables, images_BxHxWxC, False, key)
+        logits_BxY, _ = model.apply(variables, images_BxHxWxC, False, None)
         sums = []
         for labels_M in labels:
             labels_B = labels_M[index_B]

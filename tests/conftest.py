@@ -1,12 +1,18 @@
 """What all tests share: the devices, and small trials that compile in a second."""
 
 import os
+import tempfile
 
 # Before anything asks jax for a device. Four one-core devices, so that layouts can be compared.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=4 --xla_cpu_multi_thread_eigen=false"
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
+
+# Shared by the tests of this session and by the commands that they start.
+_cache = tempfile.TemporaryDirectory(prefix="rethink_jax_xla_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 
 import jax
 import pytest

@@ -86,7 +86,8 @@ def gaussian(
     UNSTATED in paper: whether these are taken per channel (as here) or over all values.
     """
     del set_key
-    return stats.mean_C + stats.std_C * jax.random.normal(key, image_HxWxC.shape)
+    mean_1x1xC, std_1x1xC = stats.mean_C[None, None], stats.std_C[None, None]
+    return mean_1x1xC + std_1x1xC * jax.random.normal(key, image_HxWxC.shape)
 
 
 def _permute(image_HxWxC: jax.Array, key: jax.Array) -> jax.Array:

@@ -54,12 +54,14 @@ def augment(
       random_flip: bool[]; each image is mirrored left to right with probability 1/2.
     """
     batch, height, width, channels = images_BxHxWxC.shape
-    crop_key, flip_key = jax.random.split(key)
+    top_key, left_key, flip_key = jax.random.split(key, 3)
     flip_B = random_flip & jax.random.bernoulli(flip_key, shape=(batch,))
     if size is not None:
-        room = jnp.array([height - size, width - size])
-        random_Bx2 = jax.random.randint(crop_key, (batch, 2), 0, room + 1)
-        corner_Bx2 = jnp.where(random_crop, random_Bx2, room // 2)
+        corners = [
+            jnp.where(random_crop, jax.random.randint(k, (batch,), 0, room + 1), room // 2)
+            for k, room in ((top_key, height - size), (left_key, width - size))
+        ]
+        corner_Bx2 = jnp.stack(corners, axis=1)
         cut = lambda image, corner: jax.lax.dynamic_slice(  # noqa: E731
             image, (corner[0], corner[1], 0), (size, size, channels)
         )

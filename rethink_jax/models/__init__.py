@@ -25,11 +25,12 @@ class Model(NamedTuple):
     """One network as two pure functions.
 
     init: (key, image_1xHxWxC) -> variables
-    apply: (variables, images_BxHxWxC, train, key) -> (logits_BxY float32, variables less params)
+    apply: (variables, images_BxHxWxC, train, key) -> (logits_BxY float32, variables less params);
+      in evaluation (train False) nothing is random and the key is None
     """
 
     init: Callable[[jax.Array, jax.Array], Variables]
-    apply: Callable[[Variables, jax.Array, bool, jax.Array], tuple[jax.Array, Variables]]
+    apply: Callable[[Variables, jax.Array, bool, jax.Array | None], tuple[jax.Array, Variables]]
 
 
 def fields_of(name: str) -> dict[str, Field]:
@@ -51,11 +52,12 @@ def build(name: str, num_classes: int, **attributes: Any) -> Model:
         return module.init({"params": key}, image_1xHxWxC, train=False)
 
     def apply(
-        variables: Variables, images_BxHxWxC: jax.Array, train: bool, key: jax.Array
+        variables: Variables, images_BxHxWxC: jax.Array, train: bool, key: jax.Array | None
     ) -> tuple[jax.Array, Variables]:
         mutable = [k for k in variables if k != "params"] if train else []
+        rngs = None if key is None else {"dropout": key}
         logits_BxY, updated = module.apply(
-            variables, images_BxHxWxC, train=train, rngs={"dropout": key}, mutable=mutable
+            variables, images_BxHxWxC, train=train, rngs=rngs, mutable=mutable
         )
         return logits_BxY, {k: updated.get(k, variables[k]) for k in variables if k != "params"}
 

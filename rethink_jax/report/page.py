@@ -47,7 +47,8 @@ figcaption { color: #5c5c60; font-size: .9rem; }
 table { border-collapse: collapse; width: 100%; font-size: .86rem; background: #fff;
         margin: 1.6rem 0; }
 th, td { padding: .36rem .55rem; border-bottom: 1px solid #ececea; text-align: left; }
-th { font-weight: 600; color: #444; } td { font-variant-numeric: tabular-nums; white-space: nowrap; }
+th { font-weight: 600; color: #444; } 
+     td { font-variant-numeric: tabular-nums; white-space: nowrap; }
 td.paper { color: #7a4b00; }
 details { margin-top: .8rem; } pre { overflow-x: auto; background: #f3f3f0; padding: .8rem;
           font-size: .8rem; }
