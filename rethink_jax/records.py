@@ -142,7 +142,7 @@ class Workdir:
     def write_table(
         self, planned: Iterable[dict[str, Any]], finished: dict[str, dict[str, Any]]
     ) -> None:
-        """Writes trials.csv: every planned trial and every finished one, each exactly once."""
+        """Writes trials.csv: every planned and every finished trial once, the planned ones first."""
         rows = {r["trial_id"]: r for r in planned} | finished
         flat = [_flat_row(row) for row in rows.values()]
         names = list(dict.fromkeys(name for row in flat for name in row))
@@ -163,12 +163,12 @@ def _flat_row(result: dict[str, Any]) -> dict[str, Any]:
     return row | {f"final_{k}": v for k, v in result.get("final", {}).items()}
 
 
-def planned_row(trial: Any, group_id: str, status: str = "planned") -> dict[str, Any]:
+def planned_row(trial: Any, group_id: str) -> dict[str, Any]:
     """The row of a trial that has no result yet."""
     return {
         "trial_id": trial.trial_id,
         "group_id": group_id,
-        "status": status,
+        "status": "planned",
         "trial": nest(dict(trial.fields)),
     }
 
@@ -211,17 +211,18 @@ def load_results(workdir: str | Path) -> Results:
     if run is None:
         raise UserError(f"{workdir} is not a workdir: it has no run.json")
     finished = directory.finished()
-    rows = []
-    for result in finished.values():
-        rows.append({k.removeprefix("trial."): v for k, v in _flat_row(result).items()})
+    # In the order of trials.csv, which is the config's; what finished since it was written, last.
     table = directory.path / "trials.csv"
-    if table.is_file():
-        known = pd.read_csv(table, dtype={"trial_id": str})
-        waiting = known[~known["trial_id"].isin(finished)]
-        rows += waiting.to_dict("records")
+    known = pd.read_csv(table, dtype={"trial_id": str}) if table.is_file() else pd.DataFrame()
+    by_id = {row["trial_id"]: row for row in known.to_dict("records")}
+    for trial_id, result in finished.items():
+        row = {k.removeprefix("trial."): v for k, v in _flat_row(result).items()}
+        by_id[trial_id] = row
     curves = []
     for trial_id in finished:
         curve = pd.read_csv(directory.trial_dir(trial_id) / "curve.csv")
         curve.insert(0, "trial_id", trial_id)
         curves.append(curve)
-    return Results(pd.DataFrame(rows), pd.concat(curves) if curves else pd.DataFrame(), run)
+    return Results(
+        pd.DataFrame(list(by_id.values())), pd.concat(curves) if curves else pd.DataFrame(), run
+    )

@@ -59,6 +59,11 @@ class Sweep:
         """The images that a group's trials are trained on."""
         return self._of_group[group.group_id]
 
+    def planned_rows(self) -> list[dict[str, Any]]:
+        """A row for every trial, in the config's order, as if none had been run."""
+        ids = {t.trial_id: g.group_id for g in self.groups for t in g.trials}
+        return [records.planned_row(t, ids[t.trial_id]) for t in self.trials]
+
     def group_run(self, group: Group, on_finished: Any) -> GroupRun:
         """The group, ready to begin."""
         return GroupRun(group, self.dataset_of(group), self.settings, on_finished)
@@ -118,7 +123,7 @@ def run(sweep: Sweep, workdir_path: Path, command: list[str]) -> int:
             # A kill between the last result and the end leaves its checkpoint behind.
             shutil.rmtree(workdir.group_dir(group.group_id), ignore_errors=True)
     if not todo:
-        workdir.write_table([], finished)
+        workdir.write_table(sweep.planned_rows(), finished)
         print(f"all {len(sweep.trials)} trials of {workdir.path} are done; nothing to run")
         return EXIT_OK
     facts = header.run_facts(command)
@@ -225,7 +230,7 @@ class _Runner:
     ):
         self._sweep, self._workdir, self._finished = sweep, workdir, finished
         self._progress, self._signals = progress, signals
-        self._group_of = {t.trial_id: g.group_id for g in sweep.groups for t in g.trials}
+        self._own = {t.trial_id for t in sweep.trials}
         self._writes: list[Future[None]] = []
         self._steps = 0
         self._table_written = 0.0
@@ -291,7 +296,7 @@ class _Runner:
         return EXIT_OK
 
     def _show(self, run: GroupRun) -> None:
-        done = [r for i, r in list(self._finished.items()) if i in self._group_of]
+        done = [r for i, r in list(self._finished.items()) if i in self._own]
         epochs = [r["epochs"] for r in done]
         expected = np.mean(epochs) if epochs else run.spec.fields["stop.max_epochs"]
         left = len(self._sweep.trials) - len(done)
@@ -309,12 +314,7 @@ class _Runner:
         )
 
     def _write_table(self) -> None:
-        planned = [
-            records.planned_row(t, self._group_of[t.trial_id])
-            for t in self._sweep.trials
-            if t.trial_id not in self._finished
-        ]
-        self._workdir.write_table(planned, self._finished)
+        self._workdir.write_table(self._sweep.planned_rows(), dict(self._finished))
         self._table_written = time.monotonic()
 
     # --- finished trials --------------------------------------------------------------------------

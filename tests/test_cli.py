@@ -175,7 +175,7 @@ MISTAKES = {
     "workdir_below_a_file": ([QUICK, "--workdir={tmp}/a_file/x"], "cannot write", "{tmp}/a_file"),
 }
 OTHERS = {
-    "nothing_wrong": _given("--plan"),
+    "nothing_wrong": _given("--plan", "--config.trial.model.hidden=(8,)"),
     "debug": _given("--debug", "--config.trial.batch_size=-8"),
     "debug_with_value": _given("--debug=true", "--config.trial.batch_size=-8"),
 }
@@ -295,7 +295,10 @@ TRACEBACK = (
     [
         ("only this", "only this"),
         ("\n  only this \n\n", "only this"),
-        (f"flag --config=x.py: parsing\n\n{TRACEBACK}", 'flag --config=x.py: parsing KeyError: "k"'),
+        (
+            f"flag --config=x.py: parsing\n\n{TRACEBACK}",
+            'flag --config=x.py: parsing KeyError: "k"',
+        ),
         (TRACEBACK, 'KeyError: "k"'),
         (f"flag --config=x.py: {TRACEBACK}", 'flag --config=x.py: KeyError: "k"'),
     ],

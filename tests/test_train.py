@@ -111,7 +111,9 @@ def test_evaluation_counts_every_image_once(small_trial):
         (data.train, own.labels, dataset.train_labels),
         (data.test, own.test_labels, dataset.test_labels),
     ):
-        (loss, accuracy), _ = train.evaluate(spec, images, own, state, (own_labels, true))
+        (loss, accuracy), _ = train.evaluate(
+            spec, images, own, state, (own_labels, jnp.asarray(true))
+        )
         pixels = np.asarray(images.codes[0]).reshape(len(true), -1) / 255
         x = (pixels - pixels.mean(1, keepdims=True)) / pixels.std(1, keepdims=True)
         weights = [

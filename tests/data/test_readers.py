@@ -372,7 +372,7 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path, protocol):
 def test_other_names_in_a_pickle_are_refused(tmp_path, code):
     members = cifar_members("py") | {"test_batch": code}
     write_folder(tmp_path / "cifar-10-batches-py", members)
-    with pytest.raises(UserError, match="test_batch is damaged: .* which is not array data"):
+    with pytest.raises(UserError, match=r"test_batch is damaged: .* which is not array data"):
         sources.load("cifar10", str(tmp_path))
 
 

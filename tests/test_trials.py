@@ -1,0 +1,640 @@
+"""From a config to trials: what is accepted, what identifies a trial, and how trials group."""
+
+import copy
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ml_collections import config_dict
+
+from rethink_jax import default_config, models, trials
+from rethink_jax.schema import UserError, flatten, nest
+from rethink_jax.trials import FIELDS, TRACED
+
+ROOT = Path(__file__).parents[1]
+
+# Every optional field is set, so that each can be changed on its own.
+BASE = {
+    "seed": 3,
+    "batch_size": 16,
+    "data": {"name": "digits", "num_train": 64},
+    "corruption": {"label_prob": 0.25, "seed": 5},
+    "model": {"name": "mlp", "hidden": (8,)},
+    "stop": {"max_epochs": 4},
+}
+# trial_id of BASE. It names the trial's folder in every workdir there is: a change of it, also by
+# a new field or another default, makes all of them start again. Then say so in the release notes.
+GOLDEN_ID = "6e55f21cb425"
+
+
+def error_of(call, *args):
+    """The message of the UserError that a call raises: always one line."""
+    with pytest.raises(UserError) as caught:
+        call(*args)
+    message = str(caught.value)
+    assert message
+    assert "\n" not in message
+    return message
+
+
+def with_field(name, value, base=BASE):
+    return nest(flatten(base) | {name: value})
+
+
+def another(name, monkeypatch):
+    """A value other than that in BASE; where only one exists so far, a second one is made up."""
+    field, now = FIELDS[name], trials.resolve(BASE)[name]
+    if name == "data.name":
+        return "synthetic"
+    if field.choices is not None:
+        rest = [c for c in field.choices if c != now]
+        if not rest:
+            rest = ["made_up"]
+            both = dataclasses.replace(field, choices=(*field.choices, "made_up"))
+            monkeypatch.setitem(FIELDS, name, both)
+            monkeypatch.setitem(models.MODELS, "made_up", models.MODELS["mlp"])
+        return rest[0]
+    if field.kind is bool:
+        return not now
+    if field.kind is int:
+        return 7 if now != 7 else 8
+    return 0.375 if now != 0.375 else 0.625
+
+
+def config_of(sweep, trial=BASE):
+    return {"trial": trial, "sweep": sweep}
+
+
+def ids(config):
+    return {t.trial_id for t in trials.expand(config)}
+
+
+# --- resolve --------------------------------------------------------------------------------------
+
+
+def test_resolve_fills_in_every_default():
+    trial = trials.resolve({})
+    assert {k for k, _ in trial.fields} == {*FIELDS} | {
+        f"model.{k}" for k in models.fields_of("mlp")
+    }
+    for name, field in FIELDS.items():
+        expected = trial["seed"] if name == "corruption.seed" else field.default
+        assert trial[name] == expected, name
+    for name, field in models.fields_of("mlp").items():
+        assert trial[f"model.{name}"] == field.default, name
+
+
+def test_resolve_keeps_what_is_given():
+    trial = trials.resolve(BASE)
+    for name, value in flatten(BASE).items():
+        assert trial[name] == value
+
+
+def test_resolve_sorts_the_fields():
+    names = [k for k, _ in trials.resolve(BASE).fields]
+    assert names == sorted(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "kept"),
+    [
+        ("optimizer.learning_rate", 1, 1.0),
+        ("optimizer.learning_rate", np.float64(0.5), 0.5),
+        ("corruption.label_prob", np.int64(1), 1.0),
+        ("batch_size", np.int32(8), 8),
+        ("model.hidden", [4, np.int64(5)], (4, 5)),
+        ("model.hidden", (), ()),
+        ("model.kernel_scale", 2, 2.0),
+        ("stop.train_accuracy", 1, 1.0),
+    ],
+)
+def test_resolve_makes_values_of_the_fields_type(name, given, kept):
+    value = trials.resolve(with_field(name, given))[name]
+    assert value == kept
+    assert type(value) is type(kept)
+    json.dumps(value)  # numpy's scalars are not literals
+    if isinstance(value, tuple):
+        assert [type(v) for v in value] == [type(v) for v in kept]
+
+
+def test_equal_values_of_different_types_make_the_same_trial():
+    one, other = (with_field("optimizer.learning_rate", v) for v in (1, 1.0))
+    assert trials.resolve(one).trial_id == trials.resolve(other).trial_id
+
+
+def test_negative_zero_is_zero():
+    # They are equal in Python, so that trials which hold them are; then their ids must be.
+    minus, plus = (trials.resolve(with_field("corruption.label_prob", v)) for v in (-0.0, 0.0))
+    assert minus == plus
+    assert minus.trial_id == plus.trial_id
+
+
+@pytest.mark.parametrize("value", [True, False])
+@pytest.mark.parametrize("name", [k for k, f in FIELDS.items() if f.kind in (int, float)])
+def test_resolve_refuses_a_bool_for_a_number(name, value):
+    assert error_of(trials.resolve, with_field(name, value)).startswith(f"{name} is {value}")
+
+
+def test_resolve_refuses_a_bool_in_a_tuple():
+    assert "model.hidden" in error_of(trials.resolve, with_field("model.hidden", (8, True)))
+
+
+@pytest.mark.parametrize("name", [k for k, f in FIELDS.items() if f.kind is bool])
+@pytest.mark.parametrize("value", [1, 0, "True"])
+def test_resolve_refuses_a_number_for_a_bool(name, value):
+    assert "True or False" in error_of(trials.resolve, with_field(name, value))
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_none_is_allowed_only_where_the_field_is_optional(name):
+    if FIELDS[name].optional:
+        trials.resolve(with_field(name, None))
+    else:
+        assert f"{name} is None" in error_of(trials.resolve, with_field(name, None))
+
+
+BOUNDED = {k: f for k, f in FIELDS.items() if f.low is not None or f.high is not None}
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_bounds_are_allowed_and_what_is_beyond_them_is_not(name):
+    field = BOUNDED[name]
+    for bound, step in (field.low, -1), (field.high, 1):
+        if bound is None:
+            continue
+        trials.resolve(with_field(name, field.kind(bound)))
+        message = error_of(trials.resolve, with_field(name, field.kind(bound) + step))
+        assert message.startswith(f"{name} is {field.kind(bound) + step}")
+        assert field.allowed() in message
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", [k for k, f in FIELDS.items() if f.kind is float])
+def test_resolve_refuses_what_is_not_finite(name, value):
+    assert name in error_of(trials.resolve, with_field(name, value))
+
+
+@pytest.mark.parametrize("name", [k for k, f in FIELDS.items() if f.kind in (int, float)])
+def test_resolve_refuses_a_string_for_a_number(name):
+    assert f"{name} is '1'" in error_of(trials.resolve, with_field(name, "1"))
+
+
+def test_resolve_refuses_what_no_float_can_hold():
+    assert "learning_rate" in error_of(
+        trials.resolve, with_field("optimizer.learning_rate", 10**400)
+    )
+
+
+def test_resolve_refuses_a_fraction_for_an_integer():
+    assert "batch_size is 1.5" in error_of(trials.resolve, with_field("batch_size", 1.5))
+
+
+@pytest.mark.parametrize("value", [8, "8", (8.0,), ("8",), (0,)])
+def test_resolve_refuses_a_tuple_of_wrong_elements(value):
+    message = error_of(trials.resolve, with_field("model.hidden", value))
+    assert f"model.hidden is {value!r}" in message
+    assert "a tuple, each element an integer of at least 1" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("optimizer.learning_rat", "optimizer.learning_rate"),
+        ("learning_rate", "optimizer.learning_rate"),
+        ("bach_size", "batch_size"),
+        ("optimzer.momentum", "optimizer.momentum"),
+    ],
+)
+def test_unknown_field_names_the_nearest(name, near):
+    message = error_of(trials.resolve, with_field(name, 1))
+    assert f"unknown field {name!r}" in message
+    assert f"did you mean {near!r}?" in message
+
+
+def test_unknown_field_with_nothing_near_suggests_nothing():
+    message = error_of(trials.resolve, with_field("zzzzqqq", 1))
+    assert "did you mean" not in message
+    assert "optimizer" in message  # The sections are named all the same.
+
+
+def test_unknown_model_field_lists_the_models_own():
+    message = error_of(trials.resolve, with_field("model.hiden", (1,)))
+    for name in models.fields_of("mlp"):
+        assert f"model.{name}" in message
+    assert "did you mean 'model.hidden'?" in message
+    assert "optimizer" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "near"),
+    [
+        ("model.name", "mpl", "mlp"),
+        ("data.name", "digit", "digits"),
+        ("optimizer.name", "sdg", "sgd"),
+        ("corruption.pixels", "shufled", "shuffled"),
+        ("stop.measured_on", "on-line", "online"),
+        ("model.kernel_init", "he_norm", "he_normal"),
+    ],
+)
+def test_a_wrong_choice_lists_the_choices_and_the_nearest(name, value, near):
+    message = error_of(trials.resolve, with_field(name, value))
+    assert f"{name} is {value!r}" in message
+    assert f"did you mean {near!r}?" in message
+    field = FIELDS.get(name) or models.fields_of("mlp")[name.removeprefix("model.")]
+    for choice in field.choices or ():
+        assert choice in message
+
+
+def test_balanced_needs_the_size_of_the_subset():
+    data = {"balanced": True}
+    assert "data.num_train" in error_of(trials.resolve, {"data": data})
+    assert trials.resolve({"data": data | {"num_train": 10}})["data.balanced"] is True
+
+
+def test_corruption_seed_is_the_trials_seed_unless_given():
+    assert trials.resolve({"seed": 4})["corruption.seed"] == 4
+    assert trials.resolve({"seed": 4, "corruption": {"seed": None}})["corruption.seed"] == 4
+    # 0 is a seed like any other.
+    assert trials.resolve({"seed": 4, "corruption": {"seed": 0}})["corruption.seed"] == 0
+
+
+# --- what identifies a trial ----------------------------------------------------------------------
+
+
+def test_trial_id_is_the_one_that_workdirs_hold():
+    assert trials.resolve(BASE).trial_id == GOLDEN_ID
+
+
+@pytest.mark.parametrize("hash_seed", ["1", "2"])
+def test_trial_id_is_the_same_in_another_process(hash_seed):
+    code = f"from rethink_jax import trials; print(trials.resolve({BASE!r}).trial_id)"
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONHASHSEED": hash_seed},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert found.stdout.strip() == trials.resolve(BASE).trial_id
+
+
+def test_trial_id_does_not_depend_on_the_order_of_keys():
+    def reverse(tree):
+        return {k: reverse(v) if isinstance(v, dict) else v for k, v in reversed([*tree.items()])}
+
+    assert [*reverse(BASE)] != [*BASE]
+    assert trials.resolve(reverse(BASE)) == trials.resolve(BASE)
+    assert trials.resolve(reverse(BASE)).trial_id == trials.resolve(BASE).trial_id
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_trial_id_changes_with_every_field(name, monkeypatch):
+    base = trials.resolve(BASE)
+    changed = trials.resolve(with_field(name, another(name, monkeypatch)))
+    assert changed != base
+    assert changed.trial_id != base.trial_id
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("hidden", (8, 8)), ("kernel_init", "he_normal"), ("kernel_scale", 2), ("bias_init", 0.1)],
+)
+def test_trial_id_changes_with_the_models_fields(name, value):
+    assert name in models.fields_of("mlp")
+    changed = trials.resolve(with_field(f"model.{name}", value))
+    assert changed.trial_id != trials.resolve(BASE).trial_id
+
+
+def test_trial_id_does_not_change_with_settings():
+    config = config_of({"seed": (0, 1)})
+    settings = {"engine": {"lanes": 3}, "checkpoint": {"keep": "none"}}
+    assert ids(config | settings) == ids(config)
+
+
+def test_a_trial_is_frozen_and_hashable():
+    trial = trials.resolve(BASE)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        trial.fields = ()
+    assert hash(trial) == hash(trials.resolve(copy.deepcopy(BASE)))
+    assert len({trial, trials.resolve(BASE), trials.resolve(with_field("seed", 9))}) == 2
+
+
+# --- expand ---------------------------------------------------------------------------------------
+
+
+def test_no_axis_makes_one_trial():
+    for config in {"trial": BASE}, config_of({}), config_of(None):
+        assert trials.expand(config) == [trials.resolve(BASE)]
+
+
+def test_axes_multiply():
+    found = trials.expand(config_of({"seed": (0, 1, 2), "corruption": {"label_prob": (0.0, 1.0)}}))
+    points = [(t["seed"], t["corruption.label_prob"]) for t in found]
+    assert sorted(points) == [(s, p) for s in (0, 1, 2) for p in (0.0, 1.0)]
+    # All the rest is as in config.trial.
+    for t in found:
+        nested = with_field("seed", t["seed"])
+        nested = with_field("corruption.label_prob", t["corruption.label_prob"], nested)
+        assert t == trials.resolve(nested)
+
+
+def test_the_set_of_trials_does_not_depend_on_the_order_of_axes_or_values():
+    one = {"seed": (0, 1, 2), "optimizer": {"momentum": (0.0, 0.5), "learning_rate": (0.1, 0.2)}}
+    other = {"optimizer": {"learning_rate": (0.2, 0.1), "momentum": (0.5, 0.0)}, "seed": (2, 0, 1)}
+    assert len(ids(config_of(one))) == 12
+    assert ids(config_of(one)) == ids(config_of(other))
+
+
+def test_zipped_axes_advance_together():
+    zipped = {"together": {"seed": (1, 2, 3), "optimizer": {"momentum": (0.1, 0.2, 0.3)}}}
+    found = trials.expand(config_of({"zipped": zipped, "batch_size": (8, 16)}))
+    points = {(t["seed"], t["optimizer.momentum"], t["batch_size"]) for t in found}
+    assert points == {(s, s / 10, b) for s in (1, 2, 3) for b in (8, 16)}
+    assert len(found) == 6
+
+
+def test_zipped_axes_of_unequal_length_are_refused():
+    zipped = {"together": {"seed": (1, 2, 3), "batch_size": (8, 16)}}
+    message = error_of(trials.expand, config_of({"zipped": zipped}))
+    for word in "config.sweep.zipped.together", "seed: 3", "batch_size: 2":
+        assert word in message
+
+
+def test_union_adds_sweeps_and_multiplies_with_outer_axes():
+    sweep = {
+        "seed": (0, 1),
+        "union": {
+            "labels": {"corruption": {"label_prob": (0.5, 1.0)}},
+            "pixels": {"corruption": {"pixels": ("shuffled", "random", "gaussian")}},
+        },
+    }
+    found = trials.expand(config_of(sweep))
+    points = {(t["seed"], t["corruption.label_prob"], t["corruption.pixels"]) for t in found}
+    base = BASE["corruption"]["label_prob"]
+    assert points == {(s, p, "none") for s in (0, 1) for p in (0.5, 1.0)} | {
+        (s, base, kind) for s in (0, 1) for kind in ("shuffled", "random", "gaussian")
+    }
+    assert len(found) == 10
+
+
+def test_unions_nest():
+    inner = {"a": {"batch_size": (4, 8)}, "b": {"optimizer": {"momentum": (0.0,)}}}
+    sweep = {"union": {"x": {"seed": (0, 1), "union": inner}, "y": {"seed": (2,)}}}
+    found = trials.expand(config_of(sweep))
+    points = {(t["seed"], t["batch_size"], t["optimizer.momentum"]) for t in found}
+    assert points == {(s, *point) for s in (0, 1) for point in ((4, 0.9), (8, 0.9), (16, 0.0))} | {
+        (2, 16, 0.9)
+    }
+    assert len(found) == 7
+
+
+def test_a_member_of_a_union_without_axes_is_the_trial_itself():
+    found = trials.expand(config_of({"union": {"base": {}, "more": {"seed": (8, 9)}}}))
+    assert sorted(t["seed"] for t in found) == [3, 8, 9]
+
+
+def test_an_axis_of_whole_models_takes_names_and_dicts():
+    sweep = {"model": ("mlp", {"name": "mlp", "hidden": (4, 4)}, {"kernel_scale": 2.0})}
+    found = trials.expand(config_of(sweep))
+    # A whole model replaces the model of config.trial: hidden (8,) of BASE is gone.
+    points = [(t["model.hidden"], t["model.kernel_scale"]) for t in found]
+    assert sorted(points) == [((4, 4), 1.0), ((512,), 1.0), ((512,), 2.0)]
+
+
+def test_an_axis_of_one_field_of_the_model():
+    found = trials.expand(config_of({"model": {"hidden": ((4,), (4, 4))}}))
+    assert [t["model.hidden"] for t in found] == [(4,), (4, 4)]
+
+
+def test_a_field_of_the_model_refines_a_whole_model_wherever_the_two_axes_stand():
+    whole, field = (
+        {"model": ({"name": "mlp", "kernel_scale": 2.0},)},
+        {"model": {"hidden": ((4,),)}},
+    )
+    for sweep in (
+        field | {"zipped": {"z": whole}},
+        whole | {"zipped": {"z": field}},
+        field | {"union": {"u": whole}},
+    ):
+        (trial,) = trials.expand(config_of(sweep))
+        assert (trial["model.hidden"], trial["model.kernel_scale"]) == ((4,), 2.0), sweep
+
+
+def test_an_axis_over_a_field_that_the_model_does_not_have():
+    message = error_of(trials.expand, config_of({"model": {"hiden": ((4,),)}}))
+    assert "did you mean 'model.hidden'?" in message
+
+
+def test_an_empty_tuple_is_no_axis():
+    sweep = {"seed": (), "batch_size": (4, 8), "zipped": {"z": {"corruption": {"seed": ()}}}}
+    assert ids(config_of(sweep)) == ids(config_of({"batch_size": (4, 8)}))
+
+
+def test_a_list_is_an_axis_too():
+    assert ids(config_of({"seed": [0, 1]})) == ids(config_of({"seed": (0, 1)}))
+
+
+@pytest.mark.parametrize("value", [3, "digits", 0.5, None])
+def test_an_axis_that_is_no_tuple_is_refused(value):
+    message = error_of(trials.expand, config_of({"seed": value}))
+    assert f"config.sweep.seed is {value!r}" in message
+    assert f"config.sweep.seed = ({value!r},)" in message  # What to write instead.
+
+
+@pytest.mark.parametrize(
+    ("sweep", "where"),
+    [
+        ({"optimizer": {"momentun": (0.1,)}}, "config.sweep;"),
+        ({"zipped": {"z": {"optimizer": {"momentun": (0.1,)}}}}, "config.sweep.zipped.z;"),
+        ({"union": {"u": {"optimizer": {"momentun": (0.1,)}}}}, "config.sweep.union.u;"),
+    ],
+)
+def test_unknown_axis_names_the_nearest(sweep, where):
+    message = error_of(trials.expand, config_of(sweep))
+    assert f"unknown axis 'optimizer.momentun' in {where}" in message
+    assert "did you mean 'optimizer.momentum'?" in message
+
+
+@pytest.mark.parametrize(
+    "sweep",
+    [
+        {"seed": (0, 1, 0)},
+        {"optimizer": {"momentum": (0, 0.0)}},
+        {"union": {"a": {"seed": (0, 1)}, "b": {"seed": (1, 2)}}},
+        {"union": {"a": {}, "b": {"seed": (BASE["seed"],)}}},
+        {"model": ("mlp", {"name": "mlp"})},
+    ],
+)
+def test_the_same_trial_twice_is_refused(sweep):
+    assert "the same trial twice" in error_of(trials.expand, config_of(sweep))
+
+
+@pytest.mark.parametrize(
+    "sweep",
+    [
+        {"seed": (0, 1), "zipped": {"z": {"seed": (2, 3)}}},
+        {"seed": (0, 1), "union": {"u": {"seed": (2, 3)}}},
+        {"zipped": {"y": {"seed": (0, 1)}, "z": {"seed": (2, 3)}}},
+    ],
+)
+def test_a_field_that_two_axes_set_is_refused(sweep):
+    message = error_of(trials.expand, config_of(sweep))
+    assert "sets 'seed' by two axes" in message
+
+
+def test_a_bad_value_of_an_axis_is_refused():
+    assert "batch_size is 0" in error_of(trials.expand, config_of({"batch_size": (8, 0)}))
+
+
+SWEEP = {
+    "seed": (0, 1),
+    "zipped": {"z": {"batch_size": (8, 16), "optimizer": {"momentum": (0.1, 0.2)}}},
+    "union": {"u": {"model": ("mlp", {"name": "mlp", "hidden": (4,)})}},
+}
+
+
+@pytest.mark.parametrize("kind", [dict, config_dict.ConfigDict])
+def test_expand_does_not_change_its_config(kind):
+    config = kind(config_of(copy.deepcopy(SWEEP), copy.deepcopy(BASE)))
+    before = copy.deepcopy(config)
+    first = trials.expand(config)
+    assert config == before
+    assert trials.expand(config) == first
+    assert len(first) == 8
+
+
+def test_a_config_dict_and_a_dict_give_the_same_trials():
+    config = config_of(SWEEP)
+    assert trials.expand(config_dict.ConfigDict(config)) == trials.expand(config)
+
+
+def test_expand_of_the_default_config_is_the_default_trial():
+    assert trials.expand(default_config()) == [trials.resolve({})]
+
+
+# --- group ----------------------------------------------------------------------------------------
+
+
+def mixed():
+    sweep = {
+        "seed": (0, 1, 2),
+        "batch_size": (8, 16),
+        "model": {"hidden": ((4,), (4, 4))},
+        "corruption": {"label_prob": (0.0, 1.0)},
+    }
+    return trials.expand(config_of(sweep))
+
+
+def test_groups_are_a_partition():
+    every, groups = mixed(), trials.group(mixed())
+    members = [t for g in groups for t in g.trials]
+    assert len(members) == len(every) == 24
+    assert set(members) == set(every)
+
+
+def test_static_fields_are_equal_in_a_group_and_differ_between_groups():
+    groups = trials.group(mixed())
+    assert len(groups) == 4
+    statics = [{t.static for t in g.trials} for g in groups]
+    assert all(len(s) == 1 for s in statics)
+    assert len(set.union(*statics)) == len(groups)
+    assert len({g.group_id for g in groups}) == len(groups)
+    for g in groups:
+        assert not g.static.keys() & set(TRACED)
+        assert g.static.keys() | set(TRACED) == {k for k, _ in g.trials[0].fields}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_static_fields_split_groups_and_traced_ones_do_not(name, monkeypatch):
+    changed = trials.resolve(with_field(name, another(name, monkeypatch)))
+    groups = trials.group([trials.resolve(BASE), changed])
+    assert len(groups) == (1 if FIELDS[name].role != "static" else 2)
+
+
+@pytest.mark.parametrize("name", models.fields_of("mlp"))
+def test_the_models_fields_split_groups(name):
+    value = {"hidden": (9,), "kernel_init": "he_normal", "kernel_scale": 3.0, "bias_init": 1.0}
+    changed = trials.resolve(with_field(f"model.{name}", value[name]))
+    assert len(trials.group([trials.resolve(BASE), changed])) == 2
+
+
+def test_what_is_traced():
+    # A field that leaves this list compiles a program per value; that must not happen unnoticed.
+    assert {k for k in FIELDS if k not in TRACED} == {
+        "batch_size",
+        "matmul_precision",
+        "data.name",
+        "data.num_train",
+        "data.balanced",
+        "data.seed",
+        "preprocess.crop_size",
+        "preprocess.whiten",
+        "model.name",
+        "optimizer.name",
+        "stop.max_epochs",
+        "stop.measured_on",
+    }
+
+
+def test_groups_come_in_order_of_first_appearance():
+    every = mixed()
+    found = [g.trials[0].static for g in trials.group(every)]
+    assert found == list(dict.fromkeys(t.static for t in every))
+
+
+def test_the_trials_expected_to_run_longest_come_first():
+    sweep = {
+        "corruption": {"label_prob": (0.0, 1.0, 0.5)},
+        "optimizer": {"learning_rate": (0.1, 0.01)},
+    }
+    (group,) = trials.group(trials.expand(config_of(sweep)))
+    points = [(t["corruption.label_prob"], t["optimizer.learning_rate"]) for t in group.trials]
+    assert points == [(1.0, 0.01), (1.0, 0.1), (0.5, 0.01), (0.5, 0.1), (0.0, 0.01), (0.0, 0.1)]
+
+
+def test_corrupted_pixels_are_expected_to_take_longer_than_clean_ones():
+    sweep = {"corruption": {"pixels": ("none", "random")}}
+    base = with_field("corruption.label_prob", 0.0)
+    (group,) = trials.group(trials.expand(config_of(sweep, base)))
+    assert [t["corruption.pixels"] for t in group.trials] == ["random", "none"]
+
+
+# --- fixed_fields ---------------------------------------------------------------------------------
+
+
+def test_fixed_fields_are_those_that_no_axis_sets():
+    sweep = {
+        "seed": (0, 1),
+        "stop": {"max_epochs": ()},
+        "zipped": {"z": {"batch_size": (8, 16)}},
+        "union": {"u": {"optimizer": {"momentum": (0.1,)}}, "v": {"corruption": {"seed": (1, 2)}}},
+    }
+    fixed = trials.fixed_fields(config_of(sweep))
+    swept = {"seed", "batch_size", "optimizer.momentum", "corruption.seed"}
+    assert not fixed.keys() & swept
+    assert fixed.keys() >= FIELDS.keys() - swept
+    assert fixed["corruption.label_prob"] == 0.25  # given
+    assert fixed["optimizer.learning_rate"] == FIELDS["optimizer.learning_rate"].default
+    assert fixed["model.hidden"] == (8,)
+
+
+def test_fixed_fields_include_the_models_defaults():
+    fixed = trials.fixed_fields({"trial": {}})
+    assert fixed["model.hidden"] == models.fields_of("mlp")["hidden"].default
+
+
+def test_an_axis_of_whole_models_fixes_nothing_of_the_model():
+    fixed = trials.fixed_fields(config_of({"model": ("mlp",)}))
+    assert not [k for k in fixed if k.startswith("model.")]
+
+
+def test_fixed_fields_of_a_config_dict_are_those_of_the_dict():
+    config = config_of(SWEEP)
+    assert trials.fixed_fields(config_dict.ConfigDict(config)) == trials.fixed_fields(config)
