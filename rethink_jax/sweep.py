@@ -135,6 +135,9 @@ def run(sweep: Sweep, workdir_path: Path, command: list[str]) -> int:
             f"{len(sweep.trials)} trials in {len(sweep.groups)} groups; "
             f"{len(sweep.trials) - len(todo)} done, {len(todo)} to run"
         )
+        for name, dataset in sweep.datasets.items():
+            if sources.differs_from_published(dataset):
+                progress.say(f"note: {dataset.origin} does not hold the published {name} images")
         if not records.load_examples(workdir.path):
             workdir.write_examples(_examples(sweep))
         runner = _Runner(sweep, workdir, finished, progress, signals)

@@ -34,7 +34,7 @@ class FileSource(NamedTuple):
     """A data set that lies in files: where to look, what it is called in TFDS, what to download.
 
     urls: (address, checksum, folder below the data folder)
-    published: SHA-256 of the decoded arrays (`Dataset.fingerprint`), where it was computed
+    published: `Dataset.fingerprint` of the published files, where it was computed
     """
 
     layouts: tuple[readers.Layout, ...]
@@ -57,10 +57,11 @@ FILE_SOURCES = {
         (
             (
                 "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-                "md5:c32a1d4ab5d03f1284b67883e8d87530",
+                "sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
                 "",
             ),
         ),
+        "c257da322a0d649bdb1b5d7e7f6510de712a96dc7ce9d782e28bf81f8b5df748",
     ),
     "mnist": FileSource(
         readers.idx("mnist", "MNIST", "MNIST/raw"),
@@ -75,6 +76,7 @@ FILE_SOURCES = {
                 "ec29112dd5afa0611ce80d1b7f02629c",
             ),
         ),
+        "e01a2336dfa29a82d2f956a620da1be7d0b6fdfcadd0a9b2725ffcb8e1274d74",
     ),
     "fashion_mnist": FileSource(
         readers.idx("fashion_mnist", "fashion-mnist", "FashionMNIST", "FashionMNIST/raw"),
@@ -142,6 +144,12 @@ def check_name(name: str) -> None:
             f"data.name is {name!r}; it must be one of {', '.join(SOURCES)}, or tfds:NAME"
             f"{suggest(name, SOURCES)}"
         )
+
+
+def differs_from_published(dataset: Dataset) -> bool:
+    """Whether these are other images or labels than the set of that name is known for."""
+    source = FILE_SOURCES.get(dataset.name)
+    return bool(source and source.published and source.published != dataset.fingerprint)
 
 
 def data_dir(given: str | None) -> Path:
