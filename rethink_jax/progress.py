@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import deque
 from typing import NamedTuple
@@ -62,13 +61,17 @@ class Progress:
             self._last_line = clock
             self.say(self._line(now))
 
+    def preparing(self, what: str) -> None:
+        """Shows what is being done before the next update; only in a terminal."""
+        if self._live is not None:
+            self._live.update(what)
+
     def say(self, line: str) -> None:
         """Prints a lasting line."""
         if self._live is not None:
             self._live.console.print(line, highlight=False, markup=False)
         else:
             print(line, flush=True)
-            sys.stdout.flush()
 
     def _line(self, now: Snapshot) -> str:
         (start, first), (end, last) = self._history[0], self._history[-1]

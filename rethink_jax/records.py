@@ -142,7 +142,7 @@ class Workdir:
     def write_table(
         self, planned: Iterable[dict[str, Any]], finished: dict[str, dict[str, Any]]
     ) -> None:
-        """Writes trials.csv: every planned and every finished trial once, the planned ones first."""
+        """Writes trials.csv: every planned and every finished trial once, planned ones first."""
         rows = {r["trial_id"]: r for r in planned} | finished
         flat = [_flat_row(row) for row in rows.values()]
         names = list(dict.fromkeys(name for row in flat for name in row))

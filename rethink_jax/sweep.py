@@ -76,10 +76,7 @@ def plan(sweep: Sweep, workdir: Path | None) -> str:
     """
     finished = records.Workdir(workdir).finished() if workdir else {}
     done = sum(t.trial_id in finished for t in sweep.trials)
-    lines = [
-        f"{len(sweep.trials)} trials in {len(sweep.groups)} groups, {done} done, "
-        f"{len(sweep.trials) - done} to run"
-    ]
+    lines = [f"{_counted(sweep)}, {done} done, {len(sweep.trials) - done} to run"]
     differing = _differing_fields(sweep.groups)
     for group in sweep.groups:
         run = sweep.group_run(group, lambda _: None)
@@ -97,6 +94,11 @@ def plan(sweep: Sweep, workdir: Path | None) -> str:
             + (f"; {what}" if what else "")
         )
     return "\n".join(lines)
+
+
+def _counted(sweep: Sweep) -> str:
+    groups = len(sweep.groups)
+    return f"{len(sweep.trials)} trials in {groups} group{'s' if groups > 1 else ''}"
 
 
 def _differing_fields(groups: list[Group]) -> list[str]:
@@ -131,10 +133,7 @@ def run(sweep: Sweep, workdir_path: Path, command: list[str]) -> int:
     workdir.write_header(head)
     begun = time.monotonic()
     with Progress() as progress, _signals() as signals:
-        progress.say(
-            f"{len(sweep.trials)} trials in {len(sweep.groups)} groups; "
-            f"{len(sweep.trials) - len(todo)} done, {len(todo)} to run"
-        )
+        progress.say(f"{_counted(sweep)}, {len(sweep.trials) - len(todo)} done, {len(todo)} to run")
         for name, dataset in sweep.datasets.items():
             if sources.differs_from_published(dataset):
                 progress.say(f"note: {dataset.origin} does not hold the published {name} images")
@@ -257,6 +256,7 @@ class _Runner:
         run = self._sweep.group_run(group, lambda f: self._submit(run, group, f))
         checkpoint = GroupCheckpoint(self._workdir.group_dir(group.group_id))
         restored = checkpoint.restore(run.one_state)
+        self._progress.preparing(f"compiling the program of group {group.group_id}")
         run.begin(todo, restored)
         epochs_before = sum(run.epochs_of.values())
         steps_before, saved = self._steps, time.monotonic()

@@ -294,6 +294,10 @@ def test_trial_id_does_not_depend_on_the_order_of_keys():
     assert trials.resolve(reverse(BASE)).trial_id == trials.resolve(BASE).trial_id
 
 
+def test_a_digest_does_not_depend_on_the_order_of_fields():
+    assert trials.digest((("a", 1), ("b", (2,)))) == trials.digest((("b", (2,)), ("a", 1)))
+
+
 @pytest.mark.parametrize("name", FIELDS)
 def test_trial_id_changes_with_every_field(name, monkeypatch):
     base = trials.resolve(BASE)
@@ -435,6 +439,11 @@ def test_an_axis_over_a_field_that_the_model_does_not_have():
 def test_an_empty_tuple_is_no_axis():
     sweep = {"seed": (), "batch_size": (4, 8), "zipped": {"z": {"corruption": {"seed": ()}}}}
     assert ids(config_of(sweep)) == ids(config_of({"batch_size": (4, 8)}))
+
+
+def test_an_empty_tuple_among_zipped_axes_is_no_axis():
+    zipped = {"z": {"seed": (0, 1), "batch_size": ()}}
+    assert ids(config_of({"zipped": zipped})) == ids(config_of({"seed": (0, 1)}))
 
 
 def test_a_list_is_an_axis_too():

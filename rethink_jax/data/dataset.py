@@ -43,8 +43,9 @@ class Dataset:
                     f"(from {self.origin}); there must be one label per image, and at least one"
                 )
             if labels.min() < 0 or labels.max() >= self.num_classes:
+                wrong = labels.min() if labels.min() < 0 else labels.max()
                 raise UserError(
-                    f"{self.name}: a {split} label is {labels.max()}, outside 0 to "
+                    f"{self.name}: a {split} label is {wrong}, outside 0 to "
                     f"{self.num_classes - 1} (from {self.origin})"
                 )
 
@@ -95,7 +96,8 @@ def subset(dataset: Dataset, num_train: int, seed: int, balanced: bool) -> Datas
         if counts.max() - counts.min() > 1:
             raise UserError(
                 f"data.num_train = {num_train} cannot be balanced: {dataset.name} has only "
-                f"{np.bincount(labels).min()} images of its smallest class"
+                f"{np.bincount(labels, minlength=dataset.num_classes).min()} images of its "
+                "smallest class"
             )
     chosen = np.sort(order[:num_train])
     return dataclasses.replace(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import math
 import pickle
 import tarfile
 import zlib
@@ -169,7 +170,7 @@ def _idx(path: Path, ndim: int) -> np.ndarray:
     if data[:4] != bytes((0, 0, 8, ndim)) or len(data) < 4 + 4 * ndim:
         raise _damaged(path, f"not an idx file of {ndim}-dimensional unsigned bytes")
     shape = tuple(int(s) for s in np.frombuffer(data, ">u4", ndim, 4))
-    if len(data) - 4 - 4 * ndim != int(np.prod(shape)):
+    if len(data) - 4 - 4 * ndim != math.prod(shape):
         raise _damaged(path, f"{len(data)} bytes do not hold {' x '.join(map(str, shape))} values")
     return np.frombuffer(data, np.uint8, offset=4 + 4 * ndim).reshape(shape)
 

@@ -6,6 +6,7 @@ the config allows it. Whatever was decoded from files is cached as one .npy in <
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Sequence
@@ -224,9 +225,12 @@ def _cached(name: str, root: Path, files: list[Path], layout: readers.Layout) ->
         train, test = rows[rows["train"]], rows[~rows["train"]]
         columns = (train["image"], train["label"], test["image"], test["label"])
         return tuple(np.ascontiguousarray(c) for c in columns)  # type: ignore[return-value]
-    except (OSError, ValueError, IndexError, KeyError):
-        pass  # No cache yet, or not one of ours: decode and write it anew.
+    # No cache yet, or one that is damaged, in whatever way: decode, and write it anew.
+    except Exception as error:
+        if not isinstance(error, FileNotFoundError):
+            logging.info("the cache %s is not read: %s", path, error)
     arrays = layout.read(files)
+    Dataset(name, *arrays, FILE_SOURCES[name].class_names, str(files[0].parent))  # Checks them.
     train_images, train_labels, test_images, test_labels = arrays
     if train_images.shape[1:] != test_images.shape[1:]:
         raise UserError(f"{files[0].parent}: training and test images have different sizes")
@@ -241,7 +245,8 @@ def _cached(name: str, root: Path, files: list[Path], layout: readers.Layout) ->
         np.save(part, rows)
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
         logging.warning("no cache of the decoded %s: %s", name, error)
     return arrays
 
@@ -273,11 +278,15 @@ def _from_tfds(name: str, builder: str, root: Path) -> Dataset:
     except Exception as error:
         raise UserError(
             f"{name}: TFDS has no prepared image data set {builder!r} with train and test splits "
-            f"({str(error).splitlines()[0]}); prepare it once where TensorFlow is installed: "
+            f"({_first_line(error)}); prepare it once where TensorFlow is installed: "
             f"python -c \"import tensorflow_datasets as t; t.builder('{builder}', "
             "file_format='array_record').download_and_prepare()\""
         ) from error
     return Dataset(name, *parts, class_names, "TensorFlow Datasets")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _download(urls: tuple[tuple[str, str, str], ...], root: Path) -> None:
@@ -295,6 +304,6 @@ def _download(urls: tuple[tuple[str, str, str], ...], root: Path) -> None:
         # Networks fail in many ways; a wrong checksum is a ValueError.
         except Exception as error:
             raise UserError(
-                f"could not fetch {url}: {str(error).splitlines()[0]}; fetch it by other means "
+                f"could not fetch {url}: {_first_line(error)}; fetch it by other means "
                 f"and put it into {(root / folder).absolute()}"
             ) from error

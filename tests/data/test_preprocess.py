@@ -172,6 +172,15 @@ def test_random_crops_are_windows_and_all_are_equally_likely(dtype):
     assert counts.min() > 0 and scipy.stats.chisquare(counts).pvalue > P_VALUE
 
 
+def test_random_crops_of_a_square_are_drawn_for_both_directions():
+    """Rows and columns have the same range here: one draw for both would give the diagonal."""
+    images = numbered(COUNT)[:, :, :HEIGHT]
+    result = np.asarray(augment(images, jax.random.key(7), SIZE, True, False))
+    row, column = corners(result)
+    counts = np.bincount(ROWS * row + column, minlength=ROWS**2)
+    assert len(counts) == 9 and scipy.stats.chisquare(counts).pvalue > P_VALUE
+
+
 def test_random_crop_of_the_whole_height_moves_sideways_only():
     result = np.asarray(augment(numbered(50), jax.random.key(0), HEIGHT, True, False))
     row, column = corners(result)

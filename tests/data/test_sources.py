@@ -463,7 +463,8 @@ def test_download_of_cifar10_goes_where_it_is_looked_for(fake_pooch, tmp_path):
 def test_every_download_has_a_checksum():
     urls = [url for source in sources.FILE_SOURCES.values() for url in source.urls]
     hashes = [known.split(":") for _, known, _ in urls]
-    assert all(kind == "md5" and len(int(h, 16).to_bytes(16)) == 16 for kind, h in hashes)
+    size = {"md5": 16, "sha256": 32}
+    assert all(len(bytes.fromhex(h)) == size[kind] for kind, h in hashes)
     assert len({h for _, h in hashes}) == len(urls) == 9
 
 
@@ -511,6 +512,7 @@ def test_real_mnist(tmp_path):
     assert round(mnist.train_images.mean() / 255, 4) == 0.1307
     again = sources.load("mnist", str(tmp_path))
     assert again.fingerprint == mnist.fingerprint
+    assert not sources.differs_from_published(mnist)
     shutil.rmtree(tmp_path / "cache")  # 55 MB.
 
 
@@ -519,6 +521,13 @@ def test_checksums_of_the_mnist_downloads_are_those_of_the_real_files():
     for url, known, _ in sources.FILE_SOURCES["mnist"].urls:
         data = (REAL_MNIST / url.rsplit("/", 1)[-1]).read_bytes()
         assert known == f"md5:{hashlib.md5(data).hexdigest()}"
+
+
+def test_other_files_differ_from_the_published_ones(tmp_path):
+    write_mnist(tmp_path)
+    assert sources.differs_from_published(sources.load("mnist", str(tmp_path)))
+    # Nothing is published of the sets that the package makes itself.
+    assert not sources.differs_from_published(sources.load("digits"))
 
 
 # --- Dataset and subset ---------------------------------------------------------------------------
