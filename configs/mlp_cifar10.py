@@ -14,7 +14,7 @@ from rethink_jax import default_config
 
 
 def get_config(mode="full"):
-    config = default_config()
+    config = default_config(mode)
     trial = config.trial
 
     # Data: central 28x28 pixels, each image whitened (Appendix A)

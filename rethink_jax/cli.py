@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from absl import app, flags
@@ -30,11 +31,11 @@ def run(main: Callable[[], int], **flags_needed: str) -> NoReturn:
     try:
         _parse_flags()
         for name, why in flags_needed.items():
-            if not flags.FLAGS[name].value:
+            if not flags.FLAGS[name].present:
                 raise UserError(f"--{name} is missing: {why}")
         code = main()
     except UserError as error:
-        if "--debug" in sys.argv:
+        if any(re.fullmatch(r"--?debug(=(true|1))?", a, re.IGNORECASE) for a in sys.argv):
             raise
         print(f"error: {error}", file=sys.stderr)
         code = EXIT_USER
@@ -49,37 +50,45 @@ def _parse_flags() -> None:
     """
     try:
         rest = flags.FLAGS(sys.argv)
+        if "config" in flags.FLAGS and flags.FLAGS["config"].present:
+            # A file that cannot be opened is an object that raises the error when first used.
+            config = flags.FLAGS["config"].value
+            if not hasattr(config, "to_dict") and not isinstance(config, dict):
+                raise UserError(f"get_config of the config returns {config!r}, not a ConfigDict")
+    except UserError:
+        raise
     except flags.Error as error:
-        raise UserError(_last_line(str(error))) from error
-    except AttributeError as error:
-        # ml_collections names the last part of an override that the config does not have.
-        raise UserError(_unknown_override(str(error).strip("\"'"))) from error
-    # A config file is Python and can fail in any way.
+        raise UserError(_one_line(error)) from error
+    # A config file is Python and can fail in any way; an unknown override fails in several.
     except Exception as error:
-        raise UserError(f"the config cannot be read: {_last_line(str(error))}") from error
+        wrong = _unknown_override(sys.argv)
+        raise UserError(wrong or f"the config cannot be read: {_one_line(error)}") from error
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
 
 
-def _last_line(message: str) -> str:
-    """The last line, which of a quoted traceback is the error; what it was about comes before."""
-    first, *others = [line.strip() for line in message.splitlines() if line.strip()]
-    return (
-        f"{first.removesuffix('Traceback (most recent call last):')} {others[-1]}"
-        if others
-        else first
-    )
+def _one_line(error: Exception) -> str:
+    """What an error says in one line: what it was about, and the end of a quoted traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) < 2:
+        name = "" if isinstance(error, flags.Error) else f"{type(error).__name__}: "
+        return name + (lines[0] if lines else "no message")
+    first = lines[0].removesuffix("Traceback (most recent call last):").rstrip()
+    return " ".join(part for part in (first, lines[-1]) if part)
 
 
-def _unknown_override(field: str) -> str:
+def _unknown_override(argv: Sequence[str]) -> str | None:
+    """What to say of the first --config.NAME that no config has; None if there is none."""
+    from rethink_jax import models
     from rethink_jax.config import SETTINGS
     from rethink_jax.trials import FIELDS
 
     known = [*SETTINGS, *(f"{s}.{name}" for s in ("trial", "sweep") for name in FIELDS)]
-    given = [
-        a.split("=")[0].removeprefix("--config.") for a in sys.argv if a.startswith("--config.")
-    ]
-    name = next((g for g in given if g.split(".")[-1] == field), None)
-    if name is None:
-        return f"the config cannot be read: no attribute {field!r}"
-    return f"--config.{name}: the config has no such field{suggest(name, known)}"
+    known += [f"trial.model.{f}" for model in models.MODELS for f in models.fields_of(model)]
+    for argument in argv:
+        name = re.fullmatch(r"--?config\.([^=]*)(=.*)?", argument, re.DOTALL)
+        if not name or name[1].startswith(("sweep.union.", "sweep.zipped.")):
+            continue
+        if not any(k == name[1] or k.startswith(f"{name[1]}.") for k in known):
+            return f"--config.{name[1]}: the config has no such field{suggest(name[1], known)}"
+    return None

@@ -35,13 +35,17 @@ SETTINGS: dict[str, Field] = {
 }
 
 
-def default_config() -> Any:
+def default_config(mode: str = "full") -> Any:
     """A ConfigDict with every field of a trial, every axis (empty) and every setting.
 
-    The model's own fields are those of the default network; assign `config.trial.model` as a whole
-    to take another one.
+    `mode` is what follows the colon in --config=FILE:MODE; only "full" and "quick" are accepted,
+    and what "quick" changes is up to the file. The model's own fields are those of the default
+    network; assign `config.trial.model` as a whole to take another one.
     """
     from ml_collections import config_dict  # Only configs need it; the engine takes plain dicts.
+
+    if mode not in ("full", "quick"):
+        raise UserError(f"the mode of a config is full or quick, not {mode!r}")
 
     def value(field: Field) -> Any:
         if field.default is None:

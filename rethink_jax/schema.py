@@ -9,6 +9,8 @@ import numbers
 from collections.abc import Iterable
 from typing import Any
 
+_FLOAT32_MAX = 3.4028234e38
+
 
 class UserError(ValueError):
     """A mistake in what the user gave: one line that says what, what is allowed, and the fix.
@@ -69,11 +71,15 @@ class Field:
         if (kind is float and isinstance(value, numbers.Real)) or (
             kind is int and isinstance(value, numbers.Integral)
         ):
-            value = kind(value)
+            try:
+                value = kind(value) + 0  # -0.0 becomes 0.0: equal trials have equal ids.
+            except OverflowError:
+                raise self._error(name, given) from None
         elif kind is not None and type(value) is not kind:
             raise self._error(name, given)
         if kind in (int, float):
-            if not math.isfinite(value):
+            # The program computes in float32, where a larger number is infinite.
+            if not math.isfinite(value) or abs(value) > _FLOAT32_MAX:
                 raise self._error(name, given)
             if (self.low is not None and value < self.low) or (
                 self.high is not None and value > self.high
@@ -99,11 +105,11 @@ class Field:
         kind = names.get(self.each if self.kind is tuple else self.kind, "a value")
         text = f"a tuple, each element {kind}" if self.kind is tuple else kind
         if self.low is not None and self.high is not None:
-            text += f" from {self.low:g} to {self.high:g}"
+            text += f" from {self.low} to {self.high}"
         elif self.low is not None:
-            text += f" of at least {self.low:g}"
+            text += f" of at least {self.low}"
         elif self.high is not None:
-            text += f" of at most {self.high:g}"
+            text += f" of at most {self.high}"
         if self.choices is not None:
             text = "one of " + ", ".join(self.choices)
         return text + (" or None" if self.optional else "")
@@ -139,5 +145,12 @@ def nest(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """A ConfigDict or a nested dict as a plain nested dict."""
-    return config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    """A ConfigDict or a nested dict as a plain nested dict.
+
+    Raises:
+      UserError: it is neither.
+    """
+    config = config.to_dict() if hasattr(config, "to_dict") else config
+    if not isinstance(config, dict):
+        raise UserError(f"a config is a ConfigDict or a dict, not {config!r}")
+    return dict(config)

@@ -22,7 +22,7 @@ from rethink_jax.cli import EXIT_INTERRUPTED, EXIT_OK
 from rethink_jax.data import sources
 from rethink_jax.data.corruption import corrupt_pixels, pixel_stats
 from rethink_jax.data.dataset import Dataset
-from rethink_jax.engine import Finished, GroupRun
+from rethink_jax.engine import Finished, GroupRun, choose_layout
 from rethink_jax.progress import Progress, Snapshot
 from rethink_jax.schema import UserError, nest, plain
 from rethink_jax.trials import Group, Trial
@@ -39,13 +39,15 @@ class Sweep:
 
     def __init__(self, config: Any):
         self.config = plain(config)
-        if "trial" not in self.config:
+        if not isinstance(self.config.get("trial"), dict):
             raise UserError(
                 "the config has no config.trial; start from rethink_jax.default_config()"
             )
         self.settings = config_lib.settings(self.config)
         self.trials = trials.expand(self.config)
         self.groups = trials.group(self.trials)
+        for group in self.groups:
+            choose_layout(self.settings, len(group.trials))
         names = sorted({t["data.name"] for t in self.trials})
         folder, download = self.settings["data_files.dir"], self.settings["data_files.download"]
         self.datasets = {name: sources.load(name, folder, download) for name in names}

@@ -227,7 +227,10 @@ def fixed_fields(config: Any) -> Assignment:
     config = plain(config)
     swept = {name for a in _assignments(config.get("sweep") or {}, "sweep") for name in a}
     given = flatten(config["trial"])
-    fields = {k: given.get(k, f.default) for k, f in FIELDS.items()} | given
+    defaults = {k: f.default for k, f in FIELDS.items()}
+    name = given.get("model.name", defaults["model.name"])
+    defaults |= {f"model.{k}": f.default for k, f in models.fields_of(name).items()}
+    fields = defaults | given
     return {
         k: v
         for k, v in sorted(fields.items())
@@ -237,7 +240,7 @@ def fixed_fields(config: Any) -> Assignment:
 
 def _override(trial: dict[str, Any], assignment: Assignment) -> dict[str, Any]:
     flat = flatten(trial)
-    for name, value in assignment.items():
+    for name, value in sorted(assignment.items()):  # "model" comes before "model.hidden".
         if name == "model":  # a whole network: its fields replace those of the base config
             flat = {k: v for k, v in flat.items() if not k.startswith("model.")}
             value = value if isinstance(value, dict) else {"name": value}
@@ -249,11 +252,12 @@ def _override(trial: dict[str, Any], assignment: Assignment) -> dict[str, Any]:
 
 def _assignments(sweep: dict[str, Any], where: str) -> Iterator[Assignment]:
     """Every combination of field values that one sweep asks for."""
-    sweep = dict(sweep)
-    zipped, union = sweep.pop("zipped", {}), sweep.pop("union", {})
+    sweep = dict(_section(sweep, where))
+    zipped = _section(sweep.pop("zipped", {}), f"{where}.zipped")
+    union = _section(sweep.pop("union", {}), f"{where}.union")
     factors = [[{k: v} for v in values] for k, values in _axes(sweep, where).items()]
     for name, axes in zipped.items():
-        columns = _axes(axes, f"{where}.zipped.{name}")
+        columns = _axes(_section(axes, f"{where}.zipped.{name}"), f"{where}.zipped.{name}")
         if len({len(values) for values in columns.values()}) > 1:
             lengths = ", ".join(f"{k}: {len(v)}" for k, v in columns.items())
             raise UserError(f"config.{where}.zipped.{name} needs axes of one length, has {lengths}")
@@ -269,6 +273,15 @@ def _assignments(sweep: dict[str, Any], where: str) -> Iterator[Assignment]:
                 raise UserError(f"config.{where} sets {sorted(twice)[0]!r} by two axes; keep one")
             merged |= part
         yield merged
+
+
+def _section(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(
+            f"config.{where} is {value!r}; it holds axes by name, as in "
+            f"config.{where} = {{'seed': (0, 1)}}"
+        )
+    return value
 
 
 def _axes(sweep: dict[str, Any], where: str) -> dict[str, tuple[Any, ...]]:

@@ -82,7 +82,8 @@ def subset(dataset: Dataset, num_train: int, seed: int, balanced: bool) -> Datas
     labels, total = dataset.train_labels, len(dataset.train_labels)
     if num_train > total:
         raise UserError(
-            f"data.num_train is {num_train}; {dataset.name} has {total} training images"
+            f"data.num_train is {num_train}; {dataset.name} has {total} training images. "
+            "Set --config.trial.data.num_train to at most that"
         )
     order = np.random.Generator(np.random.Philox(seed)).permutation(total)
     if balanced:

@@ -14,7 +14,11 @@ KERNELS = {
 
 
 def scaled(name: str, scale: float) -> nn.initializers.Initializer:
-    """The initializer `name` times `scale`; for truncated_normal, `scale` is the deviation."""
+    """The initializer `name` times `scale`.
+
+    For truncated_normal, `scale` is the deviation before the cut at two deviations, as TensorFlow
+    counts it; 0.88 of it is left.
+    """
 
     def init(key: jax.Array, shape: tuple[int, ...], *args: object) -> jax.Array:
         return scale * KERNELS[name](key, shape, *args)
