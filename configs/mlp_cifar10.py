@@ -40,7 +40,7 @@ def get_config(mode="full"):
     trial.stop.when_fitted = False
     trial.stop.max_epochs = 60  # UNSTATED in paper
 
-    config.sweep.seed = (0,)
+    config.sweep.seed = (0, 1, 2)
     config.sweep.corruption.label_prob = (0.0, 1.0)
 
     if mode == "quick":

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -83,6 +82,35 @@ def choose_layout(settings: dict[str, Any], num_trials: int) -> Layout:
     return Layout(devices, per_device * len(devices), batching)
 
 
+def over_lanes(fn: Callable[..., Any], layout: Layout, shared: int = 0) -> Callable[..., Any]:
+    """A function of one trial as a function of all lanes.
+
+    Args:
+      fn: of `shared` arguments that all lanes have in common, then of arguments of one trial.
+      layout: the lanes. Each device runs its own, without a word to the others.
+      shared: how many leading arguments of `fn` have no lane axis.
+
+    Returns:
+      a function whose further arguments, and whose result, lead with the lane axis L.
+    """
+
+    def on_device(*args: Any) -> Any:
+        common, own = args[:shared], args[shared:]
+        if layout.batching == "vmap":
+            return jax.vmap(lambda *a: fn(*common, *a))(*own)
+        return jax.lax.map(lambda a: fn(*common, *a), own)
+
+    # One spec per argument: those in common lie on every device, the others are split.
+    def call(*args: Any) -> Any:
+        specs = (_SHARED,) * shared + (_LANES,) * (len(args) - shared)
+        # Not jit with shardings: the partitioner would move a vmapped convolution's operands about.
+        return jax.shard_map(
+            on_device, mesh=layout.mesh, in_specs=specs, out_specs=_LANES, check_vma=False
+        )(*args)
+
+    return call
+
+
 class Report(NamedTuple):
     """What the host reads of each lane after a dispatch: status and epochs done, int32[L]."""
 
@@ -93,67 +121,49 @@ class Report(NamedTuple):
 class Programs:
     """The compiled programs of a group on one layout.
 
-    start: (state_L, inputs_L, fresh_L) -> state_L, with fresh lanes at their trial's beginning
-    advance: (data, inputs_L, state_L, epochs) -> (state_L, report_L), up to `epochs` further
-    Both are compiled ahead for these very shapes, so no refill can compile anything.
+    start: (inputs_L, fresh_L, state_L) -> state_L, with fresh lanes at their trial's beginning
+    advance: (data, epochs, inputs_L, state_L) -> (state_L, report_L), up to `epochs` further
+    Both are compiled ahead for these very shapes, so no refill can compile anything. Both consume
+    the state that they are given.
     """
 
-    def __init__(self, spec: train.Spec, layout: Layout, data: train.Data, one_input: train.Inputs):
+    def __init__(self, spec: train.Spec, layout: Layout, data: Any, one_input: train.Inputs):
         self.layout = layout
-        mesh = layout.mesh
-        self.lane_sharding = NamedSharding(mesh, _LANES)
-        shared = NamedSharding(mesh, _SHARED)
-        each = self._each_lane
+        self._lane_sharding = NamedSharding(layout.mesh, _LANES)
+        shared = NamedSharding(layout.mesh, _SHARED)
 
-        def start(state: Any, inputs: Any, fresh: Any) -> Any:
-            def one(s: Any, i: Any, f: Any) -> Any:
-                return jax.lax.cond(f, lambda: train.init_trial(spec, i), lambda: s)
+        def start(inputs: train.Inputs, fresh: jax.Array, state: train.TrialState) -> Any:
+            return jax.lax.cond(fresh, lambda: train.init_trial(spec, inputs), lambda: state)
 
-            return each(one)(state, inputs, fresh)
+        def advance(data: train.Data, epochs: jax.Array, inputs: train.Inputs, state: Any) -> Any:
+            body = lambda _, s: train.advance(spec, data, inputs, s)  # noqa: E731
+            state = jax.lax.fori_loop(0, epochs, body, state)
+            # The state itself is consumed by the next call before the host has read this one.
+            return state, Report(state.status, state.epoch)
 
-        def advance(data: Any, inputs: Any, state: Any, epochs: Any) -> Any:
-            def one(i: Any, s: Any) -> Any:
-                step = lambda _, s: train.advance(spec, data, i, s)  # noqa: E731
-                s = jax.lax.fori_loop(0, epochs, step, s)
-                # Copies, since the state itself is donated to the next call.
-                return s, Report(s.status, s.epoch)
+        def struct(tree: Any, sharding: NamedSharding, lead: tuple[int, ...] = ()) -> Any:
+            return jax.tree.map(
+                lambda a: jax.ShapeDtypeStruct((*lead, *a.shape), a.dtype, sharding=sharding), tree
+            )
 
-            return each(one)(inputs, state)
-
-        def compiled(fn: Any, in_specs: Any, donate: int, args: Any) -> Any:
-            mapped = jax.shard_map(
-                fn, mesh=mesh, in_specs=in_specs, out_specs=_LANES, check_vma=False
+        def compiled(fn: Any, shared_args: Any, *own_args: Any) -> Any:
+            own = [struct(a, self._lane_sharding, (layout.lanes,)) for a in own_args]
+            args = [*struct(shared_args, shared), *own]
+            program = jax.jit(
+                over_lanes(fn, layout, len(shared_args)), donate_argnums=len(args) - 1
             )
             with jax.default_matmul_precision(spec.fields["matmul_precision"]):
-                return jax.jit(mapped, donate_argnums=donate).lower(*args).compile()
-
-        def abstract(tree: Any, sharding: NamedSharding, lead: tuple[int, ...] = ()) -> Any:
-            leaf = lambda a: jax.ShapeDtypeStruct((*lead, *a.shape), a.dtype, sharding=sharding)  # noqa: E731
-            return jax.tree.map(leaf, tree)
+                return program.lower(*args).compile()
 
         one_state = jax.eval_shape(lambda i: train.init_trial(spec, i), one_input)
-        lanes = (layout.lanes,)
-        self.state_struct = abstract(one_state, self.lane_sharding, lanes)
-        inputs_struct = abstract(one_input, self.lane_sharding, lanes)
-        fresh = jax.ShapeDtypeStruct(lanes, jnp.bool_, sharding=self.lane_sharding)
-        epochs = jax.ShapeDtypeStruct((), jnp.int32, sharding=shared)
-        self.start = compiled(
-            start, (_LANES, _LANES, _LANES), 0, (self.state_struct, inputs_struct, fresh)
-        )
-        self.advance = compiled(
-            advance, (_SHARED, _LANES, _LANES, _SHARED), 2,
-            (abstract(data, shared), inputs_struct, self.state_struct, epochs),
-        )  # fmt: skip
-
-    def _each_lane(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        if self.layout.batching == "vmap":
-            return jax.vmap(fn)
-        return lambda *args: jax.lax.map(lambda a: fn(*a), args)
+        self.state_struct = struct(one_state, self._lane_sharding, (layout.lanes,))
+        self.start = compiled(start, [], one_input, np.bool_(), one_state)
+        self.advance = compiled(advance, [data, np.int32()], one_input, one_state)
 
     def put(self, tree_L: Any) -> Any:
         """Host arrays with a leading lane axis, copied onto the lanes' devices."""
         # On the CPU a device array may share memory with the numpy array it was put from.
-        return jax.device_put(jax.tree.map(np.copy, tree_L), self.lane_sharding)
+        return jax.device_put(jax.tree.map(np.copy, tree_L), self._lane_sharding)
 
     def empty_state(self) -> train.TrialState:
         """Lanes without trials, on the host."""
@@ -249,8 +259,8 @@ class GroupRun:
           restored: a checkpoint; of its trials, those in `waiting` go on where they stood.
         """
         self.waiting = list(waiting)
-        if restored and restored[1]["layout"] == self._describe(self._chosen):
-            # The same machine and settings: take up the very lanes, also where they were compacted.
+        if restored and self._holds_all(restored[1]):
+            # The same machine, and nothing waits: take up the very lanes, as they were compacted.
             self.layout = dataclasses.replace(self._chosen, lanes=len(restored[1]["lanes"]))
         self.compile()
         state_L = self._empty_lanes()
@@ -264,7 +274,7 @@ class GroupRun:
         """Dispatches some epochs of all lanes; then attends to what the one before finished."""
         epochs = self._epochs_per_dispatch
         self._state, report = self.programs.advance(
-            self._images.data, self._inputs, self._state, np.int32(epochs)
+            self._images.data, np.int32(epochs), self._inputs, self._state
         )
         previous, self._pending = self._pending, (report, epochs, tuple(self.lanes))
         if previous is not None:
@@ -276,6 +286,10 @@ class GroupRun:
         return self._state, {"lanes": ids, "layout": self._describe(self._chosen)}
 
     # --- inside -----------------------------------------------------------------------------------
+
+    def _holds_all(self, meta: dict[str, Any]) -> bool:
+        known = meta["layout"] == self._describe(self._chosen)
+        return known and {t.trial_id for t in self.waiting} <= set(meta["lanes"])
 
     @staticmethod
     def _describe(layout: Layout) -> dict[str, Any]:
@@ -351,7 +365,7 @@ class GroupRun:
             fresh_L[lane] = True
         if fresh_L.any():
             self._inputs = self.programs.put(self._inputs_L)
-            self._state = self.programs.start(self._state, self._inputs, self.programs.put(fresh_L))
+            self._state = self.programs.start(self._inputs, self.programs.put(fresh_L), self._state)
 
     def _collect(self, report: Report, epochs: int, lanes: tuple[Trial | None, ...]) -> None:
         status_L, epoch_L = jax.device_get((report.status, report.epoch))

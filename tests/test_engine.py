@@ -313,3 +313,19 @@ def test_longest_expected_trials_start_first(small_trial):
     run = group_run(group, lanes=1)
     run.begin(group.trials)
     assert run.lanes[0]["corruption.label_prob"] == 1.0
+
+
+def test_compacted_checkpoint_of_an_extended_sweep_gets_all_lanes(small_trial):
+    """Two lanes were left of eight; with new trials waiting there are eight again."""
+    some = resolve_all(*[small_trial(seed=s) for s in range(8)])
+    (group,) = trials.group(some)
+    last = some[-2:]
+    run = group_run(group, batching="vmap", lanes=8)
+    ids = [t.trial_id for t in last]
+    run.begin(last, None)
+    meta = run.checkpoint()[1] | {"lanes": ids}
+    state = jax.tree.map(lambda s: np.zeros((2, *s.shape), s.dtype), run.one_state)
+    for waiting, lanes in ((last, 2), (some, 8)):
+        again = group_run(group, batching="vmap", lanes=8)
+        again.begin(waiting, (state, meta))
+        assert again.layout.lanes == lanes
