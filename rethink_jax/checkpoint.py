@@ -119,6 +119,11 @@ def load_trial(workdir: str | Path, trial_id: str) -> LoadedTrial:
             f"trial {trial_id} kept no network (status {result['status']}); networks are kept with "
             "--config.checkpoint.keep=final, except of diverged trials"
         )
+    if (name := result["trial"]["model"]["name"]) not in models.MODELS:
+        raise UserError(
+            f"trial {trial_id} is of the network {name!r}, which is not known here; import what "
+            "adds it to rethink_jax.models.MODELS first"
+        )
     with ocp.StandardCheckpointer() as checkpointer:
         variables = checkpointer.restore((folder / "network").absolute())
     fields = {

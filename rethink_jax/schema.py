@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import math
 import numbers
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 _FLOAT32_MAX = 3.4028234e38
@@ -34,7 +34,8 @@ class Field:
           "data"    traced: it enters through the trial's own arrays (its labels, its images)
     optional: None is allowed. For a hyper, `off` is the number that stands for None in the program.
     each: the type of the elements, for tuples. low, high: inclusive bounds (of each element, too).
-    choices: the allowed strings.
+    choices: the allowed strings: often the dict of a module itself, so that an entry that a user
+      adds to it later is allowed, too.
     """
 
     kind: type
@@ -43,7 +44,7 @@ class Field:
     role: str = "static"
     low: float | None = None
     high: float | None = None
-    choices: tuple[str, ...] | None = None
+    choices: Collection[str] | None = None
     optional: bool = False
     off: float | None = None
     each: type | None = None

@@ -33,18 +33,18 @@ FIELDS: dict[str, Field] = {
         "of matrix products, where the device has several",
         choices=("float32", "tensorfloat32", "bfloat16"),
     ),
-    "data.name": Field(str, "digits", "; ".join(sources.SOURCES) + "; or tfds:NAME"),
+    "data.name": Field(str, "digits", "the data set, by name, or tfds:NAME"),
     "data.num_train": Field(int, None, "size of a random subset", low=1, optional=True),
     "data.balanced": Field(bool, False, "the subset has equally many images of each class"),
     "data.seed": Field(int, 0, "which subset", **_SEED),
     "corruption.labels": Field(
-        str, "uniform", "how labels are redrawn", role="data", choices=tuple(corruption.LABELS)
+        str, "uniform", "how labels are redrawn", role="data", choices=corruption.LABELS
     ),
     "corruption.label_prob": Field(
         float, 0.0, "probability that a label is redrawn", role="data", low=0, high=1
     ),
     "corruption.pixels": Field(
-        str, "none", "what happens to the pixels", role="data", choices=tuple(corruption.PIXELS)
+        str, "none", "what happens to the pixels", role="data", choices=corruption.PIXELS
     ),
     "corruption.pixel_fraction": Field(
         float, 1.0, "fraction of the images it happens to", role="data", low=0, high=1
@@ -70,8 +70,8 @@ FIELDS: dict[str, Field] = {
         bool, False, "mirror training images left to right half of the time", role="hyper"
     ),
     "preprocess.whiten": Field(bool, True, "each image to mean 0 and (unless flat) variance 1"),
-    "model.name": Field(str, "mlp", "the network", choices=tuple(models.MODELS)),
-    "optimizer.name": Field(str, "sgd", "the update rule", choices=tuple(optimizers.OPTIMIZERS)),
+    "model.name": Field(str, "mlp", "the network", choices=models.MODELS),
+    "optimizer.name": Field(str, "sgd", "the update rule", choices=optimizers.OPTIMIZERS),
     "optimizer.learning_rate": Field(float, 0.01, "of the first epoch", role="hyper", low=0),
     "optimizer.lr_decay": Field(
         float, 0.95, "factor on the learning rate after each epoch", role="hyper", low=0, high=1

@@ -300,7 +300,7 @@ def test_changed_data_is_refused(config, tmp_path, monkeypatch):
     assert run(config, tmp_path / "w") == 0
     digits = sources.digits()
     other = dataclasses.replace(digits, test_images=digits.test_images[::-1].copy())
-    monkeypatch.setitem(sources.EMBEDDED, "digits", lambda: other)
+    monkeypatch.setitem(sources.DATASETS, "digits", lambda: other)
     with pytest.raises(UserError, match="images of digits are not those"):
         run(config, tmp_path / "w")
 

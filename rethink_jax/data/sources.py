@@ -1,7 +1,8 @@
 """From the name of a data set to a `Dataset`, wherever its files lie.
 
-Order: the embedded sets; local files in any public layout; a set prepared by TFDS; a download, if
-the config allows it. Whatever was decoded from files is cached as one .npy in <data folder>/cache.
+Order: sets that are functions (`DATASETS`); local files in any public layout; a set prepared by
+TFDS; a download, if the config allows it. Whatever was decoded from files is cached as one .npy in
+<data folder>/cache.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
@@ -134,16 +135,21 @@ def synthetic() -> Dataset:
     )
 
 
-EMBEDDED = {"digits": digits, "synthetic": synthetic}
-SOURCES = (*EMBEDDED, *FILE_SOURCES)
+# Data sets by name, as functions. A new one is one function and one entry.
+DATASETS: dict[str, Callable[[], Dataset]] = {"digits": digits, "synthetic": synthetic}
+
+
+def names() -> tuple[str, ...]:
+    """The data sets that are known by name."""
+    return (*DATASETS, *FILE_SOURCES)
 
 
 def check_name(name: str) -> None:
     """Raises UserError unless `load` knows the data set."""
-    if name not in SOURCES and not name.startswith("tfds:"):
+    if name not in names() and not name.startswith("tfds:"):
         raise UserError(
-            f"data.name is {name!r}; it must be one of {', '.join(SOURCES)}, or tfds:NAME"
-            f"{suggest(name, SOURCES)}"
+            f"data.name is {name!r}; it must be one of {', '.join(names())}, or tfds:NAME"
+            f"{suggest(name, names())}"
         )
 
 
@@ -162,7 +168,7 @@ def load(name: str, folder: str | None = None, download: bool = False) -> Datase
     """Loads a data set.
 
     Args:
-      name: one of `SOURCES`, or tfds:NAME.
+      name: one of `names()`, or tfds:NAME.
       folder: where the files lie; None: see `data_dir`.
       download: fetch missing files.
 
@@ -171,8 +177,8 @@ def load(name: str, folder: str | None = None, download: bool = False) -> Datase
     """
     check_name(name)
     root = data_dir(folder)
-    if name in EMBEDDED:
-        return EMBEDDED[name]()
+    if name in DATASETS:
+        return DATASETS[name]()
     if name.startswith("tfds:"):
         return _from_tfds(name, name.removeprefix("tfds:"), root)
     dataset = _from_files(name, root)

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 
 from rethink_jax.models.mlp import MLP
-from rethink_jax.schema import Field
+from rethink_jax.schema import Field, UserError
 
 Variables = Mapping[str, Any]  # {"params": ..., and what else the network keeps: "batch_stats"}
 
@@ -39,6 +39,8 @@ def fields_of(name: str) -> dict[str, Field]:
     for f in dataclasses.fields(MODELS[name]):
         if f.name in ("parent", "name", "num_classes"):
             continue
+        if f.default is dataclasses.MISSING and "field" not in f.metadata:
+            raise UserError(f"attribute {f.name!r} of the network {name!r} needs a default value")
         plain = Field(type(f.default), f.default, f"attribute of {name}")
         fields[f.name] = f.metadata.get("field", plain)
     return fields

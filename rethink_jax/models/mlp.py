@@ -20,7 +20,7 @@ class MLP(nn.Module):
     hidden: tuple[int, ...] = model_field((512,), "width of each hidden layer", each=int, low=1)
     # UNSTATED in paper: how weights and biases start.
     kernel_init: str = model_field(
-        "lecun_normal", "distribution of the first weights", choices=tuple(initializers.KERNELS)
+        "lecun_normal", "distribution of the first weights", choices=initializers.KERNELS
     )
     kernel_scale: float = model_field(1.0, "factor on the first weights", low=0)
     bias_init: float = model_field(0.0, "first value of the hidden layers' biases")

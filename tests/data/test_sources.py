@@ -135,10 +135,10 @@ def test_unknown_name_with_nothing_near():
     with pytest.raises(UserError) as caught:
         sources.check_name("zzz")
     assert "did you mean" not in str(caught.value)
-    assert all(name in str(caught.value) for name in (*sources.SOURCES, "tfds:NAME"))
+    assert all(name in str(caught.value) for name in (*sources.names(), "tfds:NAME"))
 
 
-@pytest.mark.parametrize("name", [*sources.SOURCES, "tfds:svhn_cropped"])
+@pytest.mark.parametrize("name", [*sources.names(), "tfds:svhn_cropped"])
 def test_known_names(name):
     sources.check_name(name)
 
