@@ -39,6 +39,9 @@ def run(main: Callable[[], int], **flags_needed: str) -> NoReturn:
             raise
         print(f"error: {error}", file=sys.stderr)
         code = EXIT_USER
+    except KeyboardInterrupt:  # A second Ctrl-C; the first one ends a sweep in order.
+        print("stopped without saving", file=sys.stderr)
+        code = EXIT_INTERRUPTED
     sys.exit(code)
 
 

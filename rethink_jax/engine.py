@@ -171,9 +171,12 @@ class Programs:
 
     def lane(self, tree_L: Any, lane: int) -> Any:
         """One lane of a tree, still on its device. Only that device works for it."""
-        device = self.layout.device_of(lane)
-        shards = jax.tree.map(lambda a: a.addressable_shards[device].data, tree_L)
-        return _take(shards, lane % self.layout.per_device)
+        device = self.layout.devices[self.layout.device_of(lane)]
+
+        def on_device(array_L: jax.Array) -> jax.Array:
+            return next(s.data for s in array_L.addressable_shards if s.device == device)
+
+        return _take(jax.tree.map(on_device, tree_L), lane % self.layout.per_device)
 
     @property
     def memory_bytes(self) -> int:

@@ -26,13 +26,15 @@ LABEL_PROBS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 class Published:
     """One published number or curve.
 
-    value: the number, or the curve's values at `x`   where: table and row, or figure
+    value: the number, or the curve's values at `x`
+    where: the table or figure   row: of the table
     """
 
     value: Any
     where: str
     certainty: str
     x: tuple[float, ...] = ()
+    row: str = ""
     paper: str = ZHANG_2017
 
 
@@ -61,10 +63,14 @@ def fig1c(network: str) -> Published:
     return Published(tuple(_curves()["fig1c"][network]), "Figure 1(c)", "digitised", LABEL_PROBS)
 
 
+# The networks that have a curve in Figure 1(b) and 1(c).
+FIG1_NETWORKS = ("inception", "alexnet", "mlp 1x512")
+
+
 def _row(train: float, test: float, row: str) -> dict[str, Published]:
     return {
-        "train_accuracy": Published(train / 100, f"Table 1, {row}, train", "printed"),
-        "test_accuracy": Published(test / 100, f"Table 1, {row}, test", "printed"),
+        "train_accuracy": Published(train / 100, "Table 1", "printed", row=row),
+        "test_accuracy": Published(test / 100, "Table 1", "printed", row=row),
     }
 
 

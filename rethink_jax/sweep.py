@@ -119,6 +119,16 @@ def run(sweep: Sweep, workdir_path: Path, command: list[str]) -> int:
     """
     workdir = records.Workdir(workdir_path)
     workdir.create()
+    try:
+        return _run(sweep, workdir, command)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to the workdir {workdir.path}: {error.strerror or error}; what is "
+            "finished is safe there, and the same command goes on once it can be written"
+        ) from error
+
+
+def _run(sweep: Sweep, workdir: records.Workdir, command: list[str]) -> int:
     head = _open_header(sweep, workdir)
     finished = workdir.finished()
     todo = [t for t in sweep.trials if t.trial_id not in finished]
@@ -244,11 +254,9 @@ class _Runner:
         """While open, finished trials are written by a thread of their own."""
         with ThreadPoolExecutor(1, "writer") as self._writer:
             self._write_table()
-            try:
-                yield
-            finally:
-                self._await_writes(0)
-                self._write_table()
+            yield
+            self._await_writes(0)
+            self._write_table()
 
     def run_group(self, group: Group) -> None:
         """Runs a group to its end or to a signal, from its checkpoint if there is one."""
@@ -330,14 +338,7 @@ class _Runner:
     def _await_writes(self, most: int) -> None:
         """Waits until at most so many writes are under way; raises what a write raised."""
         while self._writes and (len(self._writes) > most or self._writes[0].done()):
-            try:
-                self._writes.pop(0).result()
-            except OSError as error:
-                raise UserError(
-                    f"cannot write to {self._workdir.path}: {error.strerror or error}; "
-                    f"{len(self._finished)} trials are safe there, and the same command goes on "
-                    "once it can be written"
-                ) from error
+            self._writes.pop(0).result()
 
     def _write(self, run: GroupRun, group: Group, finished: Finished) -> None:
         trial, state = finished.trial, jax.device_get(finished.state)

@@ -99,8 +99,8 @@ def test_table_has_mean_and_deviation_over_seeds(cifar):
 
 def test_papers_numbers_stand_beside_the_same_experiment_only(cifar):
     lines, rows = rows_of(cifar)
-    assert lines[0].network == "mlp 1x512"
-    assert rows["true labels"].test_paper == "49.49% (Table 1, MLP 1x512, test)"
+    assert lines[0].network == lines[0].name == "mlp 1x512"
+    assert rows["true labels"].test_paper == "49.49% (Table 1)"
     assert rows["random labels"].train_paper.startswith("99.34%")
     assert rows["labels 50% random"].test_paper == "79.6% (Figure 1(c))"
 

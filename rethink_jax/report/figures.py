@@ -106,7 +106,8 @@ def epochs_to_fit(found: list[Line]) -> bytes | None:
         figure, axis = plt.subplots(figsize=(6.4, 4.2))
         for i, (line, settings) in enumerate(shown):
             _draw_band(axis, settings, _epochs, _COLOURS[i % len(_COLOURS)], line.name, "-")
-            if line.network in ("mlp 1x512",):
+            _mark_unfitted(axis, settings, _COLOURS[i % len(_COLOURS)])
+            if line.network in paper.FIG1_NETWORKS:
                 published, base = paper.fig1b(line.network), _band(settings, _epochs)[1][0]
                 label = f"paper, {published.where}: ratio, times our value at 0"
                 axis.plot(published.x, np.multiply(published.value, base), label=label, **_PAPER)
@@ -130,7 +131,7 @@ def test_error(found: list[Line]) -> bytes | None:
             _draw_band(
                 axis, settings, _clean_error, colour, f"{name} true test labels".strip(), "--"
             )
-            if line.network in ("mlp 1x512",):
+            if line.network in paper.FIG1_NETWORKS:
                 published = paper.fig1c(line.network)
                 label = f"paper, {published.where} ({line.network})"
                 axis.plot(published.x, published.value, label=label, **_PAPER)
@@ -141,6 +142,15 @@ def test_error(found: list[Line]) -> bytes | None:
         axis.yaxis.set_major_formatter(PercentFormatter(1.0))
         axis.legend(loc="lower right")
         return _png(figure)
+
+
+def _mark_unfitted(axis: Any, settings: list[Setting], colour: str) -> None:
+    """A triangle at the last epoch of settings in which some seed did not fit."""
+    unfitted = [s for s in settings if _epochs(s).isna().any()]
+    if unfitted:
+        last = [s.trials["stop.max_epochs"].max() for s in unfitted]
+        axis.plot([s.label_prob for s in unfitted], last, "^", color=colour, mfc="none",
+                  markersize=8, label="not all seeds fitted by this epoch")  # fmt: skip
 
 
 def _epochs(setting: Setting) -> Any:

@@ -50,6 +50,7 @@ th, td { padding: .36rem .55rem; border-bottom: 1px solid #ececea; text-align: l
 th { font-weight: 600; color: #444; } 
      td { font-variant-numeric: tabular-nums; white-space: nowrap; }
 td.paper { color: #7a4b00; }
+.scroll { overflow-x: auto; }
 details { margin-top: .8rem; } pre { overflow-x: auto; background: #f3f3f0; padding: .8rem;
           font-size: .8rem; }
 @media (max-width: 520px) { .grid { grid-template-columns: 1fr; } }
@@ -118,7 +119,7 @@ def _table(rows: list[Row]) -> str:
     note = (
         f"<p><small>Paper: {escape(paper.ZHANG_2017)}.</small></p>" if "test_paper" in shown else ""
     )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}"
+    return f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{note}"
 
 
 def _details(results: Results) -> str:

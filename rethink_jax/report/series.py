@@ -67,8 +67,9 @@ def lines(trials: pd.DataFrame, results: records.Results) -> list[Line]:
             _setting(str(name), group, losses)
             for name, group in rows.groupby(rows.apply(setting_name, axis=1), sort=False)
         ]
-        name = ", ".join(f"{c.split('.')[-1]} {first[c]}" for c in varied) or first["model.name"]
         network = paper.network_of(first)
+        name = ", ".join(f"{c.split('.')[-1]} {first[c]}" for c in varied)
+        name = name or network or first["model.name"]
         classes = results.run["data"][first["data.name"]]["classes"]
         found.append(Line(name, network, 1 - 1 / len(classes), settings))
     return found
@@ -116,9 +117,16 @@ def mean_std(values: Any) -> tuple[float, float]:
 def summary(results: records.Results, done: pd.DataFrame, found: list[Line]) -> list[str]:
     """What was found, in at most five sentences."""
     planned = len(results.trials)
-    perfect = int((done["final_train_accuracy"] == 1).sum())
-    sentences = [
+    accuracy = done["final_train_accuracy"]
+    perfect, fitted = int((accuracy == 1).sum()), int((done["status"] == "fitted").sum())
+    reached = (
         f"{perfect} of {planned} trials reached 100% training accuracy"
+        if perfect
+        else f"{fitted} of {planned} trials were fitted; training accuracy is {accuracy.min():.2%} "
+        f"to {accuracy.max():.2%}"
+    )
+    sentences = [
+        reached
         + (f"; {planned - len(done)} are not finished" if planned > len(done) else "")
         + (f"; {n} diverged" if (n := int((done["status"] == "diverged").sum())) else "")
         + "."
@@ -186,11 +194,10 @@ def _row(line: Line, setting: Setting) -> Row:
     labels = {"true labels": "true", "random labels": "random"}.get(setting.name)
     published = paper.TABLE1.get((line.network, labels), {})
     figure = ""
-    if line.network and setting.clean_pixels and setting.label_prob in paper.LABEL_PROBS:
-        curve = paper.fig1c("mlp 1x512") if line.network == "mlp 1x512" else None
-        if curve:
-            value = curve.value[curve.x.index(setting.label_prob)]
-            figure = f"{value:.1%} ({curve.where})"
+    in_figure = line.network in paper.FIG1_NETWORKS and setting.label_prob in paper.LABEL_PROBS
+    if in_figure and setting.clean_pixels:
+        curve = paper.fig1c(line.network)
+        figure = f"{curve.value[curve.x.index(setting.label_prob)]:.1%} ({curve.where})"
     test = published.get("test_accuracy")
     train = published.get("train_accuracy")
     return Row(
