@@ -116,10 +116,12 @@ def _table(rows: list[Row]) -> str:
         + "</tr>"
         for r in rows
     )
-    note = (
-        f"<p><small>Paper: {escape(paper.ZHANG_2017)}.</small></p>" if "test_paper" in shown else ""
+    paper_note = f"<p><small>Paper: {escape(paper.ZHANG_2017)}.</small></p>"
+    note = paper_note if "test_paper" in shown else ""
+    return (
+        f"<div class='scroll'><table><thead><tr>{head}</tr></thead>"
+        f"<tbody>{body}</tbody></table></div>{note}"
     )
-    return f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{note}"
 
 
 def _details(results: Results) -> str:
