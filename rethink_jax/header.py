@@ -71,6 +71,8 @@ def _git() -> dict[str, Any] | None:
         ).stdout.strip()
 
     try:
+        # Installed into an environment inside somebody's checkout, it is not that checkout's code.
+        git("ls-files", "--error-unmatch", __file__)
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None
