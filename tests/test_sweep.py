@@ -248,6 +248,49 @@ def test_interrupted_and_resumed_is_uninterrupted(
     assert [r["interrupted"] for r in runs] == [True, False]
 
 
+@pytest.fixture
+def epochs_at_begin(monkeypatch):
+    """Epochs that the trials in the lanes had behind them, each time that a group began."""
+    from rethink_jax.engine import GroupRun
+
+    original, seen = GroupRun.begin, []
+
+    def begin(self, *args):
+        original(self, *args)
+        seen.append(sorted(self.epochs_of.values()))
+
+    monkeypatch.setattr(GroupRun, "begin", begin)
+    return seen
+
+
+def test_resume_goes_on_where_the_checkpoint_was(config, tmp_path, monkeypatch, epochs_at_begin):
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 3)
+        assert run(config, tmp_path / "w") == 75
+    assert run(config, tmp_path / "w") == 0
+    first, resumed, _ = epochs_at_begin  # the last is the other group
+    assert first == [0, 0]
+    assert resumed == [3, 3]  # three dispatches of one epoch each
+
+
+def test_damaged_newest_checkpoint_gives_way_to_the_one_before(
+    config, tmp_path, whole, monkeypatch, epochs_at_begin
+):
+    config["checkpoint"] = {"every_seconds": 0.0}
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 3)
+        assert run(config, tmp_path / "w") == 75
+    (group,) = (tmp_path / "w" / "groups").iterdir()
+    newest = max((p for p in group.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+    assert len([p for p in group.iterdir() if p.name.isdigit()]) == 2
+    for path in newest.rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:-3])
+    assert run(config, tmp_path / "w") == 0
+    assert epochs_at_begin[1][0] > 0
+    assert_same_results(tmp_path / "w", whole)
+
+
 CHILD = """
 import json, sys
 from pathlib import Path
