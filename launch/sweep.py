@@ -15,12 +15,21 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "the experiment: configs/NAME.py, or configs/NAME.py:quick"
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder for everything that the sweep produces")
+_FIELDS = flags.DEFINE_bool("fields", False, "list every field of a config, and run nothing")
 _PLAN = flags.DEFINE_bool("plan", False, "print what would be run, and run nothing")
 
 
 def main() -> int:
+    from rethink_jax import config as config_lib
     from rethink_jax import sweep as sweep_lib
 
+    if _FIELDS.value:
+        print(config_lib.describe())
+        return cli.EXIT_OK
+    if _CONFIG.value is None:
+        raise cli.UserError(
+            "--config is missing: name the experiment, as in --config=configs/quickstart.py"
+        )
     sweep = sweep_lib.Sweep(_CONFIG.value)
     if _PLAN.value:
         print(sweep_lib.plan(sweep, Path(_WORKDIR.value) if _WORKDIR.value else None))
@@ -31,4 +40,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, config="name the experiment, as in --config=configs/quickstart.py")
+    cli.run(main)

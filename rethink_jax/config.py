@@ -76,3 +76,22 @@ def settings(config: Any) -> dict[str, Any]:
                 "what decides a result stands in config.trial"
             )
     return {k: f.check(k, given.get(k, f.default)) for k, f in SETTINGS.items()}
+
+
+def describe() -> str:
+    """Every field and setting: name, default, what it may hold, what it is, and whether traced."""
+    lines = ["config.trial: decides a result. * is traced: its values share one compiled program."]
+    lines += [
+        _line(f"trial.{k}", f, "* " if f.role != "static" else "") for k, f in trials.FIELDS.items()
+    ]
+    for name in models.MODELS:
+        lines.append(f"config.trial.model, for the network {name!r}:")
+        lines += [_line(f"trial.model.{k}", f) for k, f in models.fields_of(name).items()]
+    lines.append("settings: change no result")
+    lines += [_line(k, f) for k, f in SETTINGS.items()]
+    lines.append("config.sweep.<field> = (value, ...): an axis over any field of config.trial")
+    return "\n".join(lines)
+
+
+def _line(name: str, field: Field, mark: str = "") -> str:
+    return f"  {name} = {field.default!r}  {mark}{field.doc} ({field.allowed()})"

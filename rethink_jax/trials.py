@@ -183,6 +183,10 @@ def resolve(trial: dict[str, Any]) -> Trial:
         values["corruption.seed"] = values["seed"]
     if values["data.balanced"] and values["data.num_train"] is None:
         raise UserError("data.balanced is True without data.num_train; set the size of the subset")
+    if values["preprocess.random_crop"] and values["preprocess.crop_size"] is None:
+        raise UserError(
+            "preprocess.random_crop is True without preprocess.crop_size; set the size of the crop"
+        )
     return Trial(tuple(sorted(values.items())))
 
 

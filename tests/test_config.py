@@ -240,3 +240,14 @@ def test_a_config_file_says_by_which_command_to_run_it(path):
     assert f"python -m launch.sweep --config=configs/{path.name} --workdir=" in doc
     # The first line is what the experiment is.
     assert doc.splitlines()[0].strip()
+
+
+def test_describe_names_every_field_and_setting_once():
+    lines = [line.split(" = ")[0].strip() for line in config.describe().splitlines()]
+    for name in (*(f"trial.{k}" for k in trials.FIELDS), *config.SETTINGS):
+        assert lines.count(name) == 1
+    assert "trial.model.hidden" in lines
+    traced = [
+        line.split(" = ")[0].strip() for line in config.describe().splitlines() if "  * " in line
+    ]
+    assert traced == [f"trial.{k}" for k in trials.TRACED]

@@ -46,6 +46,9 @@ def with_field(name, value, base=BASE):
     return nest(flatten(base) | {name: value})
 
 
+CROPPED = with_field("preprocess.crop_size", 6)  # Random crops need a size.
+
+
 def another(name, monkeypatch):
     """A value other than that in BASE; where only one exists so far, a second one is made up."""
     field, now = FIELDS[name], trials.resolve(BASE)[name]
@@ -300,8 +303,8 @@ def test_a_digest_does_not_depend_on_the_order_of_fields():
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_trial_id_changes_with_every_field(name, monkeypatch):
-    base = trials.resolve(BASE)
-    changed = trials.resolve(with_field(name, another(name, monkeypatch)))
+    base = trials.resolve(CROPPED)
+    changed = trials.resolve(with_field(name, another(name, monkeypatch), CROPPED))
     assert changed != base
     assert changed.trial_id != base.trial_id
 
@@ -562,8 +565,8 @@ def test_static_fields_are_equal_in_a_group_and_differ_between_groups():
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_static_fields_split_groups_and_traced_ones_do_not(name, monkeypatch):
-    changed = trials.resolve(with_field(name, another(name, monkeypatch)))
-    groups = trials.group([trials.resolve(BASE), changed])
+    changed = trials.resolve(with_field(name, another(name, monkeypatch), CROPPED))
+    groups = trials.group([trials.resolve(CROPPED), changed])
     assert len(groups) == (1 if FIELDS[name].role != "static" else 2)
 
 
@@ -647,3 +650,8 @@ def test_an_axis_of_whole_models_fixes_nothing_of_the_model():
 def test_fixed_fields_of_a_config_dict_are_those_of_the_dict():
     config = config_of(SWEEP)
     assert trials.fixed_fields(config_dict.ConfigDict(config)) == trials.fixed_fields(config)
+
+
+def test_a_random_crop_needs_a_size(small_trial):
+    with pytest.raises(UserError, match=r"preprocess\.random_crop is True without .*crop_size"):
+        trials.resolve(small_trial(preprocess__random_crop=True))
