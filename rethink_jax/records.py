@@ -40,6 +40,11 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)  # After a power cut, the new name is there, too.
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def short_float(value: Any) -> float | None:
