@@ -51,7 +51,8 @@ class Progress:
         """Shows the present state."""
         clock = time.monotonic()
         self._history.append((clock, now.steps))
-        while clock - self._history[0][0] > _WINDOW_SECONDS:
+        # Two points at least: a dispatch of many long epochs can outlast the window.
+        while len(self._history) > 2 and clock - self._history[0][0] > _WINDOW_SECONDS:
             self._history.popleft()
         if self._live is not None:
             from rich.text import Text
