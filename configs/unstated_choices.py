@@ -9,7 +9,7 @@ first weights.
 COMMAND  python -m launch.sweep --config=configs/unstated_choices.py --workdir=runs/unstated_choices
          python -m launch.report --workdir=runs/unstated_choices
          needs CIFAR-10 in .data/ (any public layout), or --config.data_files.download=True
-COST     see BUILD_NOTES.md
+COST     22 trials, 41 min on 2 CPU cores; results in BUILD_NOTES.md, Open
 """
 
 from rethink_jax import default_config
