@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,11 @@ from absl import logging
 
 from rethink_jax import models, train
 from rethink_jax.schema import UserError, flatten
+
+# Orbax orders the steps of a save by counters of the whole process: two saves at once, from two
+# threads, can delete each other's unfinished folders (seen with 0.12.8). Leaving the context of a
+# checkpointer waits for its save, so each is done before the next begins.
+_ONE_SAVE = threading.Lock()
 
 
 class GroupCheckpoint:
@@ -27,17 +33,18 @@ class GroupCheckpoint:
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=2, enable_async_checkpointing=True, cleanup_tmp_directories=True
+                max_to_keep=2, enable_async_checkpointing=False, cleanup_tmp_directories=True
             ),
         )
 
     def save(self, state_L: train.TrialState, meta: dict[str, Any]) -> None:
-        """Copies the state off the devices and writes it in the background."""
+        """Writes the state; returns when it is on disk."""
         step = (self._manager.latest_step() or 0) + 1
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state_L), meta=ocp.args.JsonSave(meta)
         )
-        self._manager.save(step, args=items)
+        with _ONE_SAVE:
+            self._manager.save(step, args=items)
 
     def restore(
         self, one_state: train.TrialState
@@ -68,10 +75,6 @@ class GroupCheckpoint:
                 )  # fmt: skip
         return None
 
-    def wait(self) -> None:
-        """Returns when what was saved is on disk."""
-        self._manager.wait_until_finished()
-
     def close(self, delete: bool) -> None:
         """Ends the background writing; with `delete`, the group is done and leaves nothing."""
         self._manager.wait_until_finished()
@@ -82,7 +85,7 @@ class GroupCheckpoint:
 
 def save_network(folder: Path, variables: dict[str, Any]) -> None:
     """Writes one finished network: params, and what else the model keeps (batch statistics)."""
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _ONE_SAVE, ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder.absolute(), variables, force=True)
 
 
