@@ -40,20 +40,27 @@ def get_config(mode="full"):
 
     config.sweep.seed = (0,)
     config.sweep.corruption.label_prob = (0.0, 1.0)
+    # Each distribution of the first weights with the stated decay and with the one that fits best.
+    decays = {"lr_decay": (0.95, 0.98)}
     config.sweep.union = {
         "decay": {"optimizer": {"lr_decay": (0.96, 0.97, 0.98, 0.99, 1.0)}},
-        "he": {
-            "model": {"kernel_init": ("he_normal",)},
-            "optimizer": {"lr_decay": (0.95, 0.98)},
+        "he": {"model": {"kernel_init": ("he_normal",)}, "optimizer": decays},
+        "small": {"model": {"kernel_scale": (0.25,)}, "optimizer": decays},
+        "large": {"model": {"kernel_scale": (3.0,)}, "optimizer": decays},
+        "small last layer": {"model": {"last_kernel_scale": (0.1,)}, "optimizer": decays},
+        "biases": {"model": {"bias_init": (0.1,)}, "optimizer": decays},
+        # The initialisation of TensorFlow's CIFAR-10 tutorial.
+        "tensorflow": {
+            "model": {
+                "kernel_init": ("truncated_normal",),
+                "kernel_scale": (0.04,),
+                "last_kernel_scale": (0.13,),
+                "bias_init": (0.1,),
+            },
+            "optimizer": decays,
         },
-        "small": {
-            "model": {"kernel_scale": (0.25,)},
-            "optimizer": {"lr_decay": (0.95, 0.98)},
-        },
-        "large": {
-            "model": {"kernel_scale": (3.0,)},
-            "optimizer": {"lr_decay": (0.95, 0.98)},
-        },
+        # The batch size is read off the points of Figure 1(a), which is of Inception.
+        "batch": {"batch_size": (64,), "optimizer": {"lr_decay": (0.95, 0.97)}},
     }
 
     if mode == "quick":

@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from rethink_jax import models, train
+from rethink_jax import models, step, train
 from rethink_jax.schema import UserError, flatten
 
 # Orbax orders the steps of a save by counters of the whole process: two saves at once, from two
@@ -54,24 +54,24 @@ class GroupCheckpoint:
         Args:
           one_state: the shapes and dtypes of one trial's state.
         """
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        for number in sorted(self._manager.all_steps(), reverse=True):
             try:
                 meta = self._manager.restore(
-                    step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+                    number, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
                 ).meta
                 lanes = len(meta["lanes"])
                 target = jax.tree.map(
                     lambda s, n=lanes: np.empty((n, *s.shape), s.dtype), one_state
                 )
                 restored = self._manager.restore(
-                    step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
+                    number, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
                 )
                 return restored.state, meta
             # Orbax and its storage raise many kinds of error on a damaged checkpoint.
             except Exception as error:
                 logging.warning(
                     "checkpoint %s of %s cannot be read and is passed over (%s)",
-                    step, self._folder.name, str(error).splitlines()[:1],
+                    number, self._folder.name, str(error).splitlines()[:1],
                 )  # fmt: skip
         return None
 
@@ -132,9 +132,9 @@ def load_trial(workdir: str | Path, trial_id: str) -> LoadedTrial:
     fields = {
         k: tuple(v) if isinstance(v, list) else v for k, v in flatten(result["trial"]).items()
     }
-    spec = train.Spec(
+    spec = step.Spec(
         fields=fields, num_train=0, num_test=0, image_shape=tuple(result["image_shape"]),
-        num_classes=result["num_classes"], augments=False, evaluate_every=1,
+        num_classes=result["num_classes"], used=frozenset(), evaluate_every=1,
     )  # fmt: skip
     initial = jax.tree.map(np.asarray, train.init_variables(spec, fields["seed"]))
     return LoadedTrial(spec.model, variables, initial, fields, result)

@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rethink_jax import inputs as trial_inputs
-from rethink_jax import train
+from rethink_jax import step, train
 from rethink_jax.data.dataset import Dataset
 from rethink_jax.schema import UserError
 from rethink_jax.trials import Group, Trial
@@ -127,7 +127,7 @@ class Programs:
     the state that they are given.
     """
 
-    def __init__(self, spec: train.Spec, layout: Layout, data: Any, one_input: train.Inputs):
+    def __init__(self, spec: step.Spec, layout: Layout, data: Any, one_input: train.Inputs):
         self.layout = layout
         self._lane_sharding = NamedSharding(layout.mesh, _LANES)
         shared = NamedSharding(layout.mesh, _SHARED)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rethink_jax import streams, train
+from rethink_jax import step, streams, train
 from rethink_jax.data.corruption import (
     CLEAN,
     PixelCorruptionSpec,
@@ -51,21 +51,32 @@ def trial_dataset(full: Dataset, fields: Any) -> Dataset:
     return dataset
 
 
-def make_spec(trials: Sequence[Trial], dataset: Dataset, evaluate_every: int) -> train.Spec:
+def make_spec(trials: Sequence[Trial], dataset: Dataset, evaluate_every: int) -> step.Spec:
     """What is static about a group's trials on their data set."""
-    crop = trials[0]["preprocess.crop_size"]
-    return train.Spec(
+    return step.Spec(
         fields=dict(trials[0].static),
         num_train=len(dataset.train_labels),
         num_test=len(dataset.test_labels),
         image_shape=dataset.image_shape,
         num_classes=dataset.num_classes,
-        # Off, augmentation gives the central crop bit by bit, so leaving it out changes no result.
-        augments=any(
-            (t["preprocess.random_crop"] and crop is not None) or t["preprocess.random_flip"]
-            for t in trials
-        ),
+        used=used_by(trials),
         evaluate_every=evaluate_every,
+    )
+
+
+def used_by(trials: Sequence[Trial]) -> frozenset[str]:
+    """The parts of a training step that some trial needs, of `step.OPTIONAL`.
+
+    Off, each gives the same bits as a program without it, so leaving it out changes no result.
+    """
+    needs = {
+        step.CROP_AND_FLIP: ("preprocess.random_crop", "preprocess.random_flip"),
+        step.ROTATION: ("preprocess.max_rotation",),
+        step.DROPOUT: ("regularizer.dropout",),
+        step.INPUT_DROPOUT: ("regularizer.input_dropout",),
+    }
+    return frozenset(
+        part for part, fields in needs.items() if any(t[f] for t in trials for f in fields)
     )
 
 

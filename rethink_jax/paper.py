@@ -94,7 +94,7 @@ def network_of(trial: Mapping[str, Any]) -> str | None:
         trial["data.name"] == "cifar10"
         and trial["data.num_train"] is None
         and trial["preprocess.crop_size"] == 28
-        and trial["preprocess.whiten"]
+        and trial["preprocess.normalize"] == "per_image"
         and not trial["preprocess.random_crop"]
         and not trial["preprocess.random_flip"]
         and trial["optimizer.weight_decay"] == 0

@@ -162,10 +162,13 @@ class Workdir:
 
 
 def _flat_row(result: dict[str, Any]) -> dict[str, Any]:
-    hidden = ("image_shape", "num_classes", "final", "trial")
+    hidden = ("image_shape", "num_classes", "final", "best", "trial")
     row = {k: v for k, v in result.items() if k not in hidden}
     row |= {f"trial.{k}": v for k, v in flatten(result["trial"]).items()}
-    return row | {f"final_{k}": v for k, v in result.get("final", {}).items()}
+    parts = {
+        f"{part}_{k}": v for part in ("final", "best") for k, v in result.get(part, {}).items()
+    }
+    return row | parts
 
 
 def planned_row(trial: Any, group_id: str) -> dict[str, Any]:

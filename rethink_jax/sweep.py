@@ -380,7 +380,17 @@ def _result(
         "image_shape": list(run.spec.image_shape),
         "num_classes": run.spec.num_classes,
         "final": {k: records.short_float(v) for k, v in last.items()},
+        "best": _best(state.curve[:epochs]),
     }
+
+
+def _best(curve_ExC: np.ndarray) -> dict[str, Any]:
+    """The highest test accuracy along training, and its first epoch: what early stopping gains."""
+    accuracy_E = curve_ExC[:, train.CURVE.index("test_accuracy")]
+    if np.isnan(accuracy_E).all():
+        return {"test_accuracy": None, "epoch": None}
+    epoch = int(np.nanargmax(accuracy_E))
+    return {"test_accuracy": records.short_float(accuracy_E[epoch]), "epoch": epoch + 1}
 
 
 def _stop_reason(trial: Trial, status: str, last: dict[str, Any]) -> str:

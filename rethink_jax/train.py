@@ -5,7 +5,6 @@ Everything here is pure and written for one network. The engine runs many of the
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -13,8 +12,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rethink_jax import models, optimizers, streams
-from rethink_jax.data import preprocess
+from rethink_jax import models, streams
+from rethink_jax.step import (
+    Carry,
+    Scores,
+    Spec,
+    learning_rate,
+    make_optimizer,
+    score_batch,
+    train_step,
+)
 from rethink_jax.streams import stream
 
 # Status of a trial. EMPTY is a lane without one.
@@ -31,8 +38,10 @@ CURVE = (
     "online_accuracy",
     "train_loss",
     "train_accuracy",
+    "train_top5_accuracy",
     "test_loss",
     "test_accuracy",
+    "test_top5_accuracy",
     "test_corrupted_loss",
     "test_corrupted_accuracy",
     "param_norm",
@@ -94,37 +103,7 @@ class TrialState(NamedTuple):
     curve: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
-class Spec:
-    """What is static: shared by all trials of a group and built into the compiled program.
-
-    fields: the static fields of the trials   augments: any trial of the group crops or flips
-    evaluate_every: epochs between evaluations
-    """
-
-    fields: Mapping[str, Any]
-    num_train: int
-    num_test: int
-    image_shape: tuple[int, int, int]
-    num_classes: int
-    augments: bool
-    evaluate_every: int
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.num_train // self.fields["batch_size"]
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels as the network sees them."""
-        crop = self.fields["preprocess.crop_size"]
-        return self.image_shape if crop is None else (crop, crop, self.image_shape[-1])
-
-    @property
-    def model(self) -> models.Model:
-        prefix = "model."
-        own = {k.removeprefix(prefix): v for k, v in self.fields.items() if k.startswith(prefix)}
-        return models.build(num_classes=self.num_classes, **own)
+Row = dict[str, jax.Array]  # Part of a row of a curve, {column: value}
 
 
 def init_variables(spec: Spec, seed: jax.Array) -> models.Variables:
@@ -135,7 +114,7 @@ def init_variables(spec: Spec, seed: jax.Array) -> models.Variables:
 def init_trial(spec: Spec, inputs: Inputs) -> TrialState:
     """A trial before its first epoch."""
     variables = init_variables(spec, inputs.hypers["seed"])
-    optimizer = _optimizer(spec, inputs.hypers, jnp.float32(0))
+    optimizer = make_optimizer(spec, inputs.hypers, jnp.float32(0))
     return TrialState(
         params=variables["params"],
         model_state={k: v for k, v in variables.items() if k != "params"},
@@ -163,13 +142,13 @@ def _epoch(spec: Spec, data: Data, inputs: Inputs, state: TrialState) -> TrialSt
 
     full = spec.fields["stop.measured_on"] == "full"
     if full:
-        row["train_loss"], row["train_accuracy"] = evaluate_train(spec, data, inputs, state)
+        row |= evaluate_train(spec, data, inputs, state)
     fits = finite & _fits(inputs.hypers, row, "train" if full else "online")
     fit_epoch = jnp.where(fits & (state.fit_epoch == 0), state.epoch, state.fit_epoch)
     done = (fits & inputs.hypers["stop.when_fitted"]) | (state.epoch >= last) | ~finite
     ended = jnp.where(finite, jnp.where(fit_epoch > 0, FITTED, FINISHED), DIVERGED)
 
-    def measure(_: None) -> dict[str, jax.Array]:
+    def measure(_: None) -> Row:
         return _evaluate_rest(spec, data, inputs, state, with_train=not full)
 
     due = (state.epoch % spec.evaluate_every == 0) | done
@@ -191,28 +170,17 @@ def _fits(hypers: Mapping[str, jax.Array], row: Mapping[str, jax.Array], on: str
 
 def _evaluate_rest(
     spec: Spec, data: Data, inputs: Inputs, state: TrialState, with_train: bool
-) -> dict[str, jax.Array]:
-    row = {}
+) -> Row:
+    row: Row = {}
     if with_train:
-        row["train_loss"], row["train_accuracy"] = evaluate_train(spec, data, inputs, state)
+        row |= evaluate_train(spec, data, inputs, state)
     labels = (data.test_labels, inputs.test_labels)
     clean, corrupted = evaluate(spec, data.test, inputs, state, labels)
-    row["test_loss"], row["test_accuracy"] = clean
-    row["test_corrupted_loss"], row["test_corrupted_accuracy"] = corrupted
+    row |= named_scores("test", clean) | named_scores("test_corrupted", corrupted)
+    del row["test_corrupted_top5_accuracy"]
     first = init_variables(spec, inputs.hypers["seed"])["params"]
     row["distance_from_init"] = optax.tree.norm(jax.tree.map(jnp.subtract, state.params, first))
     return row
-
-
-def learning_rate(hypers: Mapping[str, jax.Array], epoch: jax.Array) -> jax.Array:
-    """The learning rate during an epoch, counted from 0: learning_rate * lr_decay**epoch."""
-    return hypers["optimizer.learning_rate"] * hypers["optimizer.lr_decay"] ** epoch
-
-
-def _optimizer(
-    spec: Spec, hypers: Mapping[str, jax.Array], rate: jax.Array
-) -> optax.GradientTransformation:
-    return optimizers.OPTIMIZERS[spec.fields["optimizer.name"]](hypers, rate)
 
 
 def data_order(spec: Spec, seed: jax.Array, epoch: jax.Array) -> jax.Array:
@@ -243,38 +211,15 @@ def train_epoch(
     Returns:
       the state after it, and the mean loss and accuracy over its batches, each before its step.
     """
-    hypers, model = inputs.hypers, spec.model
-    optimizer = _optimizer(spec, hypers, learning_rate(hypers, state.epoch))
-    order_SxB = data_order(spec, hypers["seed"], state.epoch)
-    crop = spec.fields["preprocess.crop_size"]
+    order_SxB = data_order(spec, inputs.hypers["seed"], state.epoch)
 
-    def step(
-        carry: Any, xs: tuple[jax.Array, jax.Array]
-    ) -> tuple[Any, tuple[jax.Array, jax.Array]]:
-        params, model_state, opt_state = carry
+    def step(carry: Carry, xs: tuple[jax.Array, jax.Array]) -> tuple[Carry, Any]:
         step_index, index_B = xs
         images_BxHxWxC = take_images(data.train, inputs.image_set, index_B)
-        if spec.augments:
-            key = stream(hypers["seed"], streams.AUGMENT, state.epoch, step_index)
-            on = hypers["preprocess.random_crop"], hypers["preprocess.random_flip"]
-            images_BxHxWxC = preprocess.augment(images_BxHxWxC, key, crop, *on)
-        else:
-            images_BxHxWxC = preprocess.central_crop(images_BxHxWxC, crop)
-        images_BxHxWxC = _whitened(spec, images_BxHxWxC)
         labels_B = inputs.labels[index_B]
-
-        def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-            key = stream(hypers["seed"], streams.NETWORK, state.epoch, step_index)
-            variables = {"params": params, **model_state}
-            logits_BxY, new_model_state = model.apply(variables, images_BxHxWxC, True, key)
-            losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxY, labels_B)
-            hits = jnp.sum(logits_BxY.argmax(-1) == labels_B)
-            return losses_B.mean(), (hits, new_model_state)
-
-        (loss, (hits, model_state)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        params = optax.apply_updates(params, updates)
-        return (params, model_state, opt_state), (loss, hits)
+        return train_step(
+            spec, inputs.hypers, carry, state.epoch, step_index, images_BxHxWxC, labels_B
+        )
 
     carry = (state.params, state.model_state, state.opt_state)
     carry, (loss_S, hits_S) = jax.lax.scan(step, carry, (jnp.arange(len(order_SxB)), order_SxB))
@@ -285,42 +230,34 @@ def train_epoch(
     return state, loss_S.mean(), hits_S.sum() / order_SxB.size
 
 
-def _whitened(spec: Spec, images_BxHxWxC: jax.Array) -> jax.Array:
-    return preprocess.whiten(images_BxHxWxC) if spec.fields["preprocess.whiten"] else images_BxHxWxC
+def evaluate_train(spec: Spec, data: Data, inputs: Inputs, state: TrialState) -> Row:
+    """Scores on the whole training set, central crops, the trial's own labels, as columns."""
+    scores = evaluate(spec, data.train, inputs, state, (inputs.labels,))[0]
+    return named_scores("train", scores)
 
 
-def evaluate_train(
-    spec: Spec, data: Data, inputs: Inputs, state: TrialState
-) -> tuple[jax.Array, jax.Array]:
-    """Mean loss and accuracy on the whole training set, central crops, the trial's own labels."""
-    return evaluate(spec, data.train, inputs, state, (inputs.labels,))[0]
+def named_scores(split: str, scores: Scores) -> Row:
+    """Scores as columns of a curve."""
+    return {f"{split}_{name}": value for name, value in scores._asdict().items()}
 
 
 def evaluate(
     spec: Spec, images: Images, inputs: Inputs, state: TrialState, labels: tuple[jax.Array, ...]
-) -> list[tuple[jax.Array, jax.Array]]:
-    """Mean loss and accuracy over a split, for each of several labellings int32[M] of it."""
-    model = spec.model
+) -> list[Scores]:
+    """Scores over a split, for each of several labellings int32[M] of it."""
     count = images.codes.shape[1]
     batch = min(_EVAL_BATCH, count)
     starts = jnp.arange(-(-count // batch)) * batch
+    variables = {"params": state.params, **state.model_state}
 
     def add(totals: Any, start: jax.Array) -> tuple[Any, None]:
         index_B = start + jnp.arange(batch)
         valid_B, index_B = index_B < count, jnp.minimum(index_B, count - 1)
         images_BxHxWxC = take_images(images, inputs.image_set, index_B)
-        crop = spec.fields["preprocess.crop_size"]
-        images_BxHxWxC = _whitened(spec, preprocess.central_crop(images_BxHxWxC, crop))
-        variables = {"params": state.params, **state.model_state}
-        logits_BxY, _ = model.apply(variables, images_BxHxWxC, False, None)
-        sums = []
-        for labels_M in labels:
-            labels_B = labels_M[index_B]
-            losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxY, labels_B)
-            hits_B = (logits_BxY.argmax(-1) == labels_B) & valid_B
-            sums.append((jnp.where(valid_B, losses_B, 0).sum(), hits_B.sum()))
+        own = tuple(labels_M[index_B] for labels_M in labels)
+        sums = score_batch(spec, variables, images_BxHxWxC, own, valid_B)
         return jax.tree.map(jnp.add, totals, sums), None
 
-    zeros = [(jnp.float32(0), jnp.int32(0))] * len(labels)
+    zeros = [Scores(jnp.float32(0), jnp.int32(0), jnp.int32(0))] * len(labels)
     totals, _ = jax.lax.scan(add, zeros, starts)
-    return [(loss / count, hits / count) for loss, hits in totals]
+    return jax.tree.map(lambda total: total / count, totals)

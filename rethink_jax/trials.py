@@ -13,11 +13,12 @@ import functools
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rethink_jax import models, optimizers
-from rethink_jax.data import corruption, sources
+from rethink_jax.data import corruption, preprocess, sources
 from rethink_jax.schema import Field, UserError, flatten, nest, plain, suggest
 
 Assignment = dict[str, Any]  # dotted field name -> value
@@ -34,6 +35,9 @@ FIELDS: dict[str, Field] = {
         choices=("float32", "tensorfloat32", "bfloat16"),
     ),
     "data.name": Field(str, "digits", "the data set, by name, or tfds:NAME"),
+    "data.image_size": Field(
+        int, None, "height and width of the images of a streamed set", low=8, optional=True
+    ),
     "data.num_train": Field(int, None, "size of a random subset", low=1, optional=True),
     "data.balanced": Field(bool, False, "the subset has equally many images of each class"),
     "data.seed": Field(int, 0, "which subset", **_SEED),
@@ -69,7 +73,25 @@ FIELDS: dict[str, Field] = {
     "preprocess.random_flip": Field(
         bool, False, "mirror training images left to right half of the time", role="hyper"
     ),
-    "preprocess.whiten": Field(bool, True, "each image to mean 0 and (unless flat) variance 1"),
+    "preprocess.max_rotation": Field(
+        float, 0.0, "turn training images by up to so many degrees", role="hyper", low=0, high=180
+    ),
+    "preprocess.normalize": Field(
+        str,
+        "per_image",
+        "per_image: each image to mean 0 and (unless flat) variance 1; symmetric: from -1 to 1; "
+        "imagenet: by ImageNet's mean and deviation per channel; none: from 0 to 1",
+        choices=preprocess.NORMALIZE,
+    ),
+    "regularizer.dropout": Field(
+        float, 0.0, "rate in the network's dropout layers", role="hyper", low=0, high=0.999
+    ),
+    "regularizer.input_dropout": Field(
+        float, 0.0, "rate of dropout on the values of the image", role="hyper", low=0, high=0.999
+    ),
+    "regularizer.label_smoothing": Field(
+        float, 0.0, "of the target, spread evenly over all classes", role="hyper", low=0, high=1
+    ),
     "model.name": Field(str, "mlp", "the network", choices=models.MODELS),
     "optimizer.name": Field(str, "sgd", "the update rule", choices=optimizers.OPTIMIZERS),
     "optimizer.learning_rate": Field(float, 0.01, "of the first epoch", role="hyper", low=0),
@@ -79,6 +101,9 @@ FIELDS: dict[str, Field] = {
     "optimizer.momentum": Field(float, 0.9, "heavy ball", role="hyper", low=0, high=1),
     "optimizer.weight_decay": Field(
         float, 0.0, "lambda of lambda/2*|w|^2, coupled", role="hyper", low=0
+    ),
+    "optimizer.decay_params": Field(
+        str, ".*", "regular expression for the parameters that decay: .*kernel, Dense_[01]/.*"
     ),
     "stop.max_epochs": Field(int, 60, "the last epoch", low=1),
     "stop.train_accuracy": Field(
@@ -187,7 +212,26 @@ def resolve(trial: dict[str, Any]) -> Trial:
         raise UserError(
             "preprocess.random_crop is True without preprocess.crop_size; set the size of the crop"
         )
+    _check_network(values)
     return Trial(tuple(sorted(values.items())))
+
+
+def _check_network(values: Assignment) -> None:
+    """Raises UserError if the trial asks for what its network or its pattern cannot give."""
+    own = {k.removeprefix("model."): v for k, v in values.items() if k.startswith("model.")}
+    if values["regularizer.dropout"] and not models.has_dropout(**own):
+        raise UserError(
+            f"regularizer.dropout is {values['regularizer.dropout']}; the network "
+            f"{own['name']!r} has no dropout layer as it is set. Leave it at 0, or set "
+            "regularizer.input_dropout"
+        )
+    try:
+        re.compile(values["optimizer.decay_params"])
+    except re.error as error:
+        raise UserError(
+            f"optimizer.decay_params is {values['optimizer.decay_params']!r}, which is no regular "
+            f"expression ({error}); write for example '.*kernel'"
+        ) from None
 
 
 def _unknown_field(field: str, model: str, fields: dict[str, Field]) -> str:

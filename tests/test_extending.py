@@ -115,5 +115,5 @@ def test_loading_it_after_the_import(workdir, monkeypatch):
     assert set(loaded.variables) == {"params", "batch_stats"}
     moved = loaded.variables["batch_stats"]["BatchNorm_0"]["mean"]
     assert not np.array_equal(moved, loaded.initial_variables["batch_stats"]["BatchNorm_0"]["mean"])
-    logits, _ = loaded.model.apply(loaded.variables, np.ones((4, 5, 7, 2), "f"), False, None)
+    logits = loaded.model.apply(loaded.variables, np.ones((4, 5, 7, 2), "f"), False)[0]
     assert logits.shape == (4, 3)

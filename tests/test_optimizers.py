@@ -27,12 +27,12 @@ def trained(name, hypers, rates, jit=True):
     """The weights after each step on fixed gradients, the learning rate changing as it goes."""
 
     def step(params, state, grads, hypers, rate):
-        updates, state = OPTIMIZERS[name](hypers, rate).update(grads, state, params)
+        updates, state = OPTIMIZERS[name](hypers, rate, ".*").update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
     step = jax.jit(step) if jit else step
     params = jax.tree.map(jnp.asarray, tree(0))
-    state = OPTIMIZERS[name](hypers, jnp.float32(0)).init(params)
+    state = OPTIMIZERS[name](hypers, jnp.float32(0), ".*").init(params)
     path = []
     for i, rate in enumerate(rates):
         params, state = step(params, state, tree(i + 1), hypers, jnp.float32(rate))
@@ -96,10 +96,10 @@ def test_the_state_keeps_its_shapes_and_types(name):
     # The lanes carry it through a loop on the device, which allows no change.
     params = jax.tree.map(jnp.asarray, tree(0))
     hypers = hypers_of(weight_decay=0.1)
-    first = OPTIMIZERS[name](hypers, jnp.float32(0)).init(params)
+    first = OPTIMIZERS[name](hypers, jnp.float32(0), ".*").init(params)
     state = first
     for i in range(3):
-        optimizer = OPTIMIZERS[name](hypers, jnp.float32(0.1))
+        optimizer = OPTIMIZERS[name](hypers, jnp.float32(0.1), ".*")
         updates, state = optimizer.update(tree(i + 1), state, params)
         params = optax.apply_updates(params, updates)
         assert jax.tree.structure(state) == jax.tree.structure(first)
@@ -119,7 +119,7 @@ def test_other_hyper_parameters_do_not_compile_again(name):
     @jax.jit
     def step(params, grads, hypers, rate):
         traces.append(None)
-        optimizer = OPTIMIZERS[name](hypers, rate)
+        optimizer = OPTIMIZERS[name](hypers, rate, ".*")
         return optimizer.update(grads, optimizer.init(params), params)
 
     for i in range(3):
@@ -135,9 +135,9 @@ def test_vmap_over_hyper_parameters_is_one_by_one(name):
 
     def run(hypers, rate):
         params = jax.tree.map(jnp.asarray, tree(0))
-        state = OPTIMIZERS[name](hypers, rate).init(params)
+        state = OPTIMIZERS[name](hypers, rate, ".*").init(params)
         for i in range(3):
-            updates, state = OPTIMIZERS[name](hypers, rate).update(tree(i + 1), state, params)
+            updates, state = OPTIMIZERS[name](hypers, rate, ".*").update(tree(i + 1), state, params)
             params = optax.apply_updates(params, updates)
         return params
 

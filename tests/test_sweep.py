@@ -125,7 +125,7 @@ def test_load_trial_gives_the_network_as_it_was_trained(config, whole):
     dataset = inputs.trial_dataset(sources.digits(), dict(trial.static))
     labels, _ = inputs.trial_labels(trial, dataset)
     images = preprocess.whiten(jnp.asarray(dataset.train_images, jnp.float32) / 255)
-    logits, _ = loaded.model.apply(loaded.variables, images, False, None)
+    logits = loaded.model.apply(loaded.variables, images, False)[0]
     accuracy = (np.asarray(logits).argmax(-1) == labels).mean()
     assert accuracy == pytest.approx(loaded.result["final"]["train_accuracy"], abs=1e-6)
     first, last = _leaves(loaded.initial_variables), _leaves(loaded.variables)

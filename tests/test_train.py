@@ -1,11 +1,13 @@
 """One trial, against the same computation written out in plain numpy."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rethink_jax import inputs, train, trials
+from rethink_jax import inputs, step, train, trials
 from rethink_jax.data import sources
 from rethink_jax.data.corruption import CLEAN, corrupt_pixels, pixel_stats
 
@@ -111,7 +113,7 @@ def test_evaluation_counts_every_image_once(small_trial):
         (data.train, own.labels, dataset.train_labels),
         (data.test, own.test_labels, dataset.test_labels),
     ):
-        (loss, accuracy), _ = train.evaluate(
+        (loss, accuracy, _top5), _ = train.evaluate(
             spec, images, own, state, (own_labels, jnp.asarray(true))
         )
         pixels = np.asarray(images.codes[0]).reshape(len(true), -1) / 255
@@ -175,14 +177,13 @@ def test_evaluation_cadence_leaves_gaps_but_never_the_last_epoch(small_trial):
     assert list(np.isnan(column(online, "train_loss"))) == [True, False, True, False, False]
 
 
-def test_random_crop_off_is_the_program_without_augmentation(small_trial):
-    """Where no trial of a group augments, the engine leaves it out: the same, bit by bit."""
-    import dataclasses
-
+@pytest.mark.parametrize("part", step.OPTIONAL)
+def test_a_part_that_is_off_is_the_program_without_it(small_trial, part):
+    """What no trial of a group needs, the engine leaves out: the same, bit by bit."""
     nested = small_trial(preprocess__crop_size=6)
     spec, data, own, _ = prepare(nested)
-    assert not spec.augments
-    with_it = dataclasses.replace(spec, augments=True)
+    assert not spec.used
+    with_it = dataclasses.replace(spec, used=frozenset((part,)))
     states = [
         jax.jit(lambda s, spec=spec: train.advance(spec, data, own, s))(train.init_trial(spec, own))
         for spec in (spec, with_it)
@@ -190,11 +191,26 @@ def test_random_crop_off_is_the_program_without_augmentation(small_trial):
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
-@pytest.mark.parametrize("switch", ["random_crop", "random_flip"])
-def test_augmentation_changes_training(small_trial, switch):
-    plain = run(small_trial(preprocess__crop_size=6))
-    augmented = run(small_trial(preprocess={"crop_size": 6, switch: True}))
-    assert column(plain, "online_loss")[0] != column(augmented, "online_loss")[0]
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        ("preprocess", "random_crop", True),
+        ("preprocess", "random_flip", True),
+        ("preprocess", "max_rotation", 25.0),
+        ("regularizer", "dropout", 0.5),
+        ("regularizer", "input_dropout", 0.2),
+        ("regularizer", "label_smoothing", 0.1),
+        ("optimizer", "weight_decay", 0.01),
+    ],
+)
+def test_every_regularizer_changes_training(small_trial, section, name, value):
+    nested = small_trial(preprocess__crop_size=6)
+    plain = run(nested)
+    nested.setdefault(section, {})[name] = value
+    regularized = run(nested)
+    # The smoothed loss and the decay act through the first step's gradient only.
+    epoch = 1 if name in ("label_smoothing", "weight_decay") else 0
+    assert column(plain, "online_loss")[epoch] != column(regularized, "online_loss")[epoch]
 
 
 def test_shuffled_pixels_keep_the_values_of_each_image(small_trial):

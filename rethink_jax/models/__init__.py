@@ -1,36 +1,53 @@
 """Networks, behind two functions: `init` and `apply`.
 
 A new network is one flax module whose attributes (made with `schema.model_field`) are its config
-fields, and one entry in `MODELS`.
+fields, and one entry in `MODELS`. Its call takes (images_BxHxWxC, train), or (images_BxHxWxC,
+train, dropout_rate) if it has dropout.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 
+from rethink_jax.models.alexnet import AlexNet
+from rethink_jax.models.inception import Inception
 from rethink_jax.models.mlp import MLP
 from rethink_jax.schema import Field, UserError
 
 Variables = Mapping[str, Any]  # {"params": ..., and what else the network keeps: "batch_stats"}
 
-MODELS: dict[str, type[nn.Module]] = {"mlp": MLP}
+MODELS: dict[str, type[nn.Module]] = {"mlp": MLP, "alexnet": AlexNet, "inception": Inception}
+
+
+class Applied(NamedTuple):
+    """What a network gives for a batch.
+
+    logits_BxY: float32   state: the variables less params, as they are after the batch
+    auxiliary: further outputs float32[B, Y] that training fits to the labels, too; each was sown
+      into the collection "auxiliary" (see `models.inception_v3`), and there are none in evaluation
+    """
+
+    logits_BxY: jax.Array
+    state: Variables
+    auxiliary: tuple[jax.Array, ...]
 
 
 class Model(NamedTuple):
     """One network as two pure functions.
 
     init: (key, image_1xHxWxC) -> variables
-    apply: (variables, images_BxHxWxC, train, key) -> (logits_BxY float32, variables less params);
-      in evaluation (train False) nothing is random and the key is None
+    apply: (variables, images_BxHxWxC, train, key, dropout_rate) -> Applied; in evaluation (train
+      False) nothing is random, the key is None and the rate has no effect
     """
 
     init: Callable[[jax.Array, jax.Array], Variables]
-    apply: Callable[[Variables, jax.Array, bool, jax.Array | None], tuple[jax.Array, Variables]]
+    apply: Callable[..., Applied]
 
 
 def fields_of(name: str) -> dict[str, Field]:
@@ -46,21 +63,40 @@ def fields_of(name: str) -> dict[str, Field]:
     return fields
 
 
+def has_dropout(name: str, **attributes: Any) -> bool:
+    """Whether the network reads the dropout rate of its trial."""
+    module = MODELS[name]
+    if "dropout_rate" not in inspect.signature(module.__call__).parameters:
+        return False
+    # A network whose layers are its config says by itself whether one of them is dropout.
+    return bool(getattr(module(num_classes=2, **attributes), "has_dropout", True))
+
+
 def build(name: str, num_classes: int, **attributes: Any) -> Model:
     """The network `name` with the given attributes."""
     module = MODELS[name](num_classes=num_classes, **attributes)
+    drops = has_dropout(name, **attributes)
 
     def init(key: jax.Array, image_1xHxWxC: jax.Array) -> Variables:
         return module.init({"params": key}, image_1xHxWxC, train=False)
 
     def apply(
-        variables: Variables, images_BxHxWxC: jax.Array, train: bool, key: jax.Array | None
-    ) -> tuple[jax.Array, Variables]:
-        mutable = [k for k in variables if k != "params"] if train else []
-        rngs = None if key is None else {"dropout": key}
+        variables: Variables,
+        images_BxHxWxC: jax.Array,
+        train: bool,
+        key: jax.Array | None = None,
+        dropout_rate: jax.Array | float = 0.0,
+    ) -> Applied:
+        kept = [k for k in variables if k != "params"]
         logits_BxY, updated = module.apply(
-            variables, images_BxHxWxC, train=train, rngs=rngs, mutable=mutable
+            variables,
+            images_BxHxWxC,
+            train=train,
+            rngs=None if key is None else {"dropout": key},
+            mutable=[*kept, "auxiliary"] if train else [],
+            **({"dropout_rate": dropout_rate} if drops else {}),
         )
-        return logits_BxY, {k: updated.get(k, variables[k]) for k in variables if k != "params"}
+        auxiliary = tuple(jax.tree.leaves(updated.get("auxiliary", {})))
+        return Applied(logits_BxY, {k: updated.get(k, variables[k]) for k in kept}, auxiliary)
 
     return Model(init, apply)
