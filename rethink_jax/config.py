@@ -23,6 +23,9 @@ SETTINGS: dict[str, Field] = {
     "engine.epochs_per_dispatch": Field(
         int, 0, "epochs that one device call runs; 0: about a quarter of a second", low=0
     ),
+    "only": Field(
+        str, "", "run only the trials with these values: 'model.name=mlp; seed=0'; empty: all"
+    ),
     "evaluate.every_epochs": Field(
         int, 1, "epochs between full evaluations (the last one is always evaluated)", low=1
     ),

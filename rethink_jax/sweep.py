@@ -33,6 +33,8 @@ _TABLE_SECONDS = 5.0  # Between refreshes of trials.csv.
 class Sweep:
     """A config, resolved and checked: its trials, groups, data and settings.
 
+    all_trials: of the whole config   trials: those that `config.only` selects, in groups
+
     Raises:
       UserError: anything wrong with the config or its data; nothing has been written by then.
     """
@@ -44,7 +46,8 @@ class Sweep:
                 "the config has no config.trial; start from rethink_jax.default_config()"
             )
         self.settings = config_lib.settings(self.config)
-        self.trials = trials.expand(self.config)
+        self.all_trials = trials.expand(self.config)
+        self.trials = trials.select(self.all_trials, self.settings["only"])
         self.groups = trials.group(self.trials)
         for group in self.groups:
             choose_layout(self.settings, len(group.trials))
@@ -62,9 +65,10 @@ class Sweep:
         return self._of_group[group.group_id]
 
     def planned_rows(self) -> list[dict[str, Any]]:
-        """A row for every trial, in the config's order, as if none had been run."""
-        ids = {t.trial_id: g.group_id for g in self.groups for t in g.trials}
-        return [records.planned_row(t, ids[t.trial_id]) for t in self.trials]
+        """A row for every trial, also those not selected, in order, as if none had been run."""
+        groups = trials.group(self.all_trials)
+        ids = {t.trial_id: g.group_id for g in groups for t in g.trials}
+        return [records.planned_row(t, ids[t.trial_id]) for t in self.all_trials]
 
     def group_run(self, group: Group, on_finished: Any) -> GroupRun:
         """The group, ready to begin."""

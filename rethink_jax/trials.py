@@ -219,6 +219,7 @@ def resolve(trial: dict[str, Any]) -> Trial:
 def _check_network(values: Assignment) -> None:
     """Raises UserError if the trial asks for what its network or its pattern cannot give."""
     own = {k.removeprefix("model."): v for k, v in values.items() if k.startswith("model.")}
+    models.check(**own)
     if values["regularizer.dropout"] and not models.has_dropout(**own):
         raise UserError(
             f"regularizer.dropout is {values['regularizer.dropout']}; the network "
@@ -268,6 +269,41 @@ def expand(config: Any) -> list[Trial]:
             )
         trials[trial] = assignment
     return list(trials)
+
+
+def select(trials: Sequence[Trial], only: str) -> list[Trial]:
+    """The trials that have certain values, by conditions like "model.name=mlp; seed=0".
+
+    Raises:
+      UserError: a condition that is none, on an unknown field, or no trial that meets them all.
+    """
+    chosen = list(trials)
+    for condition in filter(None, (part.strip() for part in only.split(";"))):
+        name, equals, text = (part.strip() for part in condition.partition("="))
+        known = {k for t in trials for k, _ in t.fields}
+        if not equals or name not in known:
+            raise UserError(
+                f"only: {condition!r} is no condition on a field{suggest(name, known)}; "
+                "write for example 'model.name=mlp; seed=0'"
+            )
+        values = {dict(t.fields).get(name) for t in trials}
+        chosen = [t for t in chosen if _is(dict(t.fields).get(name), text)]
+        if not chosen:
+            found = ", ".join(sorted(map(str, values)))
+            raise UserError(f"only: no trial has {only!r}; the values of {name} are {found}")
+    return chosen
+
+
+def _is(value: Any, text: str) -> bool:
+    """Whether a field's value is what a user wrote: 0.0 also as 0, (512,) also as 512."""
+    if isinstance(value, tuple):
+        value, text = ",".join(map(str, value)), text.strip("()").rstrip(",").replace(" ", "")
+    if isinstance(value, float):
+        try:
+            return value == float(text)
+        except ValueError:
+            return False
+    return str(value) == text
 
 
 def fixed_fields(config: Any) -> Assignment:

@@ -15,7 +15,7 @@ from rethink_jax.schema import Field, UserError, flatten, nest
 from rethink_jax.trials import FIELDS
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted(p for p in (ROOT / "configs").glob("*.py") if p.name != "__init__.py")
+FILES = sorted(p for p in (ROOT / "configs").glob("*.py") if not p.name.startswith("_"))
 
 
 def error_of(call, *args):

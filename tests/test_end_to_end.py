@@ -14,7 +14,7 @@ import rethink_jax
 from rethink_jax import sweep
 
 REPO = Path(__file__).parents[1]
-CONFIGS = sorted(p.stem for p in (REPO / "configs").glob("*.py") if p.stem != "__init__")
+CONFIGS = sorted(p.stem for p in (REPO / "configs").glob("*.py") if not p.stem.startswith("_"))
 
 
 def command(*args):
