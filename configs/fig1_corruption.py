@@ -7,7 +7,7 @@ to 90% (all digitised).
 
 COMMAND  python -m launch.sweep --config=configs/fig1_corruption.py --workdir=runs/fig1_corruption
          python -m launch.report --workdir=runs/fig1_corruption
-         one network only: --config.only="model.name=mlp" (the others can follow in the same workdir)
+         one network only: --config.only="model.name=mlp" (the others may follow in that workdir)
          needs CIFAR-10 in .data/ (any public layout), or --config.data_files.download=True
 COST     99 trials. The 33 of the MLP: see BUILD_NOTES.md. The convolutional networks: not run in
          full; they need a GPU

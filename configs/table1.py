@@ -2,8 +2,8 @@
 
 Zhang et al. (2017), Table 1, all 19 rows: five networks on CIFAR-10 with and without random crops
 and weight decay, and on random labels. Training accuracy is (nearly) 100% in every row; test
-accuracy 89.05% to 82.00% (Inception), 81.22% to 76.07% (Alexnet), 50.39% to 53.35% (MLPs), and about
-10% in the rows with random labels.
+accuracy 89.05% to 82.00% (Inception), 81.22% to 76.07% (Alexnet), 50.39% to 53.35% (MLPs), and
+about 10% in the rows with random labels.
 
 COMMAND  python -m launch.sweep --config=configs/table1.py --workdir=runs/table1
          python -m launch.report --workdir=runs/table1

@@ -96,7 +96,7 @@ def train_step(
       the state after it; and the batch's mean cross-entropy and hits before it.
     """
     params, model_state, opt_state = carry
-    images_BxHxWxC = _training_images(spec, hypers, epoch, step, images_BxHxWxC)
+    images_BxHxWxC = training_images(spec, hypers, epoch, step, images_BxHxWxC)
     key = stream(hypers["seed"], streams.NETWORK, epoch, step)
     rate = hypers["regularizer.dropout"] if DROPOUT in spec.used else 0.0
 
@@ -126,7 +126,7 @@ def _smoothed(
     return (losses_B + smoothing * (even_B - losses_B)).mean()
 
 
-def _training_images(
+def training_images(
     spec: Spec,
     hypers: Mapping[str, jax.Array],
     epoch: jax.Array,

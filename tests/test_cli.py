@@ -77,7 +77,7 @@ CONFIG_FILES = {
 }
 
 QUICK = "--config=configs/quickstart.py:quick"
-CIFAR = "--config=configs/mlp_cifar10.py"
+CIFAR = "--config=configs/table1.py"
 WORKDIR = "--workdir={tmp}/{name}.workdir"
 
 
@@ -142,6 +142,16 @@ MISTAKES = {
         _given("--config.engine.lane=2"),
         "--config.engine.lane",
         "did you mean 'engine.lanes'?",
+    ),
+    "selection_of_nothing": (_given("--config.only=model.name=cnn"), "model.name=cnn", "mlp"),
+    "selection_that_is_none": (_given("--config.only=cnn"), "'cnn'", "model.name=mlp"),
+    "decay_of_nothing": (
+        _given(
+            "--config.trial.optimizer.weight_decay=0.1",
+            "--config.trial.optimizer.decay_params=dense/.*",
+        ),
+        "'dense/.*'",
+        "Dense_0/kernel",
     ),
     "word_for_int": (_given("--config.trial.batch_size=abc"), "trial.batch_size", "'abc'"),
     "word_for_float": (_given("--config.trial.optimizer.momentum=big"), "momentum", "'big'"),

@@ -176,7 +176,7 @@ def load(path):
 
 
 def test_there_are_config_files():
-    assert {"quickstart", "mlp_cifar10"} <= {p.stem for p in FILES}
+    assert {"quickstart", "table1"} <= {p.stem for p in FILES}
 
 
 @pytest.fixture(params=["full", "quick"])

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from rethink_jax import inputs, trials
-from rethink_jax.optimizers import OPTIMIZERS
+from rethink_jax.optimizers import OPTIMIZERS, decayed
 
 SHAPES = {"kernel": (5, 3), "bias": (3,)}
 STEPS = 6
@@ -148,3 +148,30 @@ def test_vmap_over_hyper_parameters_is_one_by_one(name):
             # The same operations on each number; fused ones may round once less.
             np.testing.assert_allclose(together[k][i], alone, rtol=0, atol=1e-6)
     assert np.abs(together["kernel"][0] - together["kernel"][1]).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        (".*", {"a/kernel", "a/bias", "b/kernel"}),
+        (".*kernel", {"a/kernel", "b/kernel"}),
+        ("a/.*", {"a/kernel", "a/bias"}),
+        ("[bc]/kernel", {"b/kernel"}),
+        ("kernel", set()),  # Of the whole path, not of a part of it.
+    ],
+)
+def test_decay_is_on_the_parameters_whose_path_matches(pattern, expected):
+    params = {"a": {"kernel": 1.0, "bias": 2.0}, "b": {"kernel": 3.0}}
+    found = decayed(params, pattern)
+    assert {f"{i}/{k}" for i, layer in found.items() for k, on in layer.items() if on} == expected
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_only_matching_parameters_decay(name):
+    params = jax.tree.map(jnp.asarray, tree(0))
+    optimizer = OPTIMIZERS[name](hypers_of(weight_decay=0.5), jnp.float32(0.1), "kernel")
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    # Without a gradient, decay is all there is: lr * weight_decay * w.
+    np.testing.assert_allclose(updates["kernel"], -0.05 * params["kernel"], rtol=1e-6)
+    assert not updates["bias"].any()

@@ -246,3 +246,62 @@ def test_clean_images_are_shared_between_seeds(small_trial):
         for p in (0.0, 1.0)
     }
     assert specs == {CLEAN}
+
+
+def test_label_smoothing_is_the_cross_entropy_to_a_mixed_target(small_trial):
+    """One step of plain descent from the same weights, against the gradient of the definition."""
+    nested = small_trial(optimizer={"learning_rate": 0.1, "momentum": 0.0, "lr_decay": 1.0})
+    nested |= {"regularizer": {"label_smoothing": 0.3}, "batch_size": 64}
+    nested["stop"]["max_epochs"] = 1
+    spec, data, own, _ = prepare(nested)
+    start = train.init_trial(spec, own)
+
+    def objective(params):
+        logits = spec.model.apply({"params": params}, images, False).logits_BxY
+        target = 0.7 * jax.nn.one_hot(labels, 10) + 0.3 / 10
+        return -(target * jax.nn.log_softmax(logits)).sum(-1).mean()
+
+    (index,) = train.data_order(spec, own.hypers["seed"], jnp.int32(0))
+    stored = train.take_images(data.train, own.image_set, index)
+    images, labels = step.preprocess.whiten(stored), own.labels[index]
+    grads = jax.grad(objective)(start.params)
+    expected = jax.tree.map(lambda w, g: w - 0.1 * g, start.params, grads)
+    found = train.advance(spec, data, own, start)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)  # noqa: E731
+    jax.tree.map(close, found.params, expected)
+    # What is recorded is the cross-entropy to the label itself.
+    logits = spec.model.apply({"params": start.params}, images, False).logits_BxY
+    plain = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1).mean()
+    assert column(found, "online_loss")[0] == pytest.approx(float(plain), rel=1e-5)
+
+
+def test_top5_counts_the_labels_among_the_five_best(small_trial):
+    spec, data, own, _ = prepare(small_trial())
+    state = train.init_trial(spec, own)
+    (_, top1, top5), _ = train.evaluate(
+        spec, data.test, own, state, (own.test_labels, own.test_labels)
+    )
+    images = train.take_images(data.test, own.image_set, jnp.arange(spec.num_test))
+    logits = spec.model.apply({"params": state.params}, step.preprocess.whiten(images), False)[0]
+    best = np.argsort(-np.asarray(logits), axis=1)
+    labels = np.asarray(own.test_labels)
+    assert top1 == pytest.approx((best[:, 0] == labels).mean())
+    assert top5 == pytest.approx((best[:, :5] == labels[:, None]).any(1).mean())
+    assert top1 < top5 < 1
+
+
+def test_input_dropout_drops_the_given_part_and_keeps_the_mean(small_trial):
+    nested = small_trial(data__num_train=200) | {"regularizer": {"input_dropout": 0.4}}
+    nested["batch_size"] = 200
+    spec, data, own, _ = prepare(nested)
+    images = train.take_images(data.train, own.image_set, jnp.arange(200))
+    args = own.hypers, jnp.int32(0), jnp.int32(0)
+    thinned = np.asarray(step.training_images(spec, *args, images))
+    whole = np.asarray(step.preprocess.whiten(images))
+    dropped = (thinned == 0) & (whole != 0)
+    # 12,800 values: five standard deviations of their fraction are 0.022.
+    assert dropped.sum() / (whole != 0).sum() == pytest.approx(0.4, abs=0.022)
+    kept = ~dropped
+    np.testing.assert_allclose(thinned[kept], whole[kept] / 0.6, rtol=1e-5, atol=1e-6)
+    other = np.asarray(step.training_images(spec, own.hypers, jnp.int32(0), jnp.int32(1), images))
+    assert (other != thinned).any(), "new in every step"

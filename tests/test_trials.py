@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import flax.linen as nn
 import numpy as np
 import pytest
 from ml_collections import config_dict
@@ -662,3 +663,76 @@ def test_fixed_fields_of_a_config_dict_are_those_of_the_dict():
 def test_a_random_crop_needs_a_size(small_trial):
     with pytest.raises(UserError, match=r"preprocess\.random_crop is True without .*crop_size"):
         trials.resolve(small_trial(preprocess__random_crop=True))
+
+
+# --- a selection of the trials --------------------------------------------------------------------
+
+TWO_NETWORKS = config_of(
+    {
+        "seed": (0, 1),
+        "corruption": {"label_prob": (0.0, 0.5)},
+        "model": ({"name": "mlp", "hidden": (4, 8)}, {"name": "alexnet"}),
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("only", "count"),
+    [
+        ("", 8),
+        ("model.name=mlp", 4),
+        ("model.name = mlp; seed=1", 2),
+        ("corruption.label_prob=0", 4),
+        ("corruption.label_prob=.5;seed=0;model.name=alexnet", 1),
+        ("model.hidden=(4, 8)", 4),
+        ("model.hidden=4,8", 4),
+        ("preprocess.random_flip=False", 8),
+        ("model.order=paper", 4),
+    ],
+)
+def test_select_takes_the_trials_with_these_values(only, count):
+    every = trials.expand(TWO_NETWORKS)
+    chosen = trials.select(every, only)
+    assert len(chosen) == count
+    assert [t for t in every if t in chosen] == chosen, "in their order"
+
+
+@pytest.mark.parametrize(
+    ("only", "words"),
+    [
+        ("model.name=mpl", ["no trial", "mlp", "alexnet"]),
+        ("seed=7", ["no trial", "0, 1"]),
+        ("seed=0;seed=1", ["no trial"]),
+        ("seed", ["'seed'", "model.name=mlp"]),
+        ("modle.name=mlp", ["modle.name", "'model.name'"]),
+        ("seed=one", ["no trial", "0, 1"]),
+    ],
+)
+def test_select_says_what_is_wrong(only, words):
+    message = error_of(trials.select, trials.expand(TWO_NETWORKS), only)
+    assert all(word in message for word in words), message
+
+
+# --- what a network cannot do ---------------------------------------------------------------------
+
+
+def test_dropout_in_a_network_without_dropout_is_refused(monkeypatch):
+    class Plain(nn.Module):
+        num_classes: int
+
+        def __call__(self, images, train):
+            raise NotImplementedError
+
+    monkeypatch.setitem(models.MODELS, "plain", Plain)
+    given = {"model": {"name": "plain"}, "regularizer": {"dropout": 0.5}}
+    message = error_of(trials.resolve, given)
+    assert "regularizer.dropout" in message
+    assert "'plain'" in message
+    given["regularizer"] = {"dropout": 0.0}
+    assert trials.resolve(given)["model.name"] == "plain"
+
+
+def test_a_pattern_that_is_no_regular_expression_is_refused():
+    message = error_of(trials.resolve, {"optimizer": {"decay_params": "(kernel"}})
+    assert "(kernel" in message
+    assert "kernel" in message

@@ -17,13 +17,13 @@ class Report(NamedTuple):
 
 
 def build(workdir: str | Path) -> Report:
-    """Writes <workdir>/report/: index.html and the figures as PNG files.
+    """Writes <workdir>/report/: index.html, figures as PNG files, the paper's tables as Markdown.
 
     Raises:
       UserError: not a workdir, no finished trial in it, or the report extra is not installed.
     """
     try:
-        from rethink_jax.report import figures, page, series
+        from rethink_jax.report import figures, page, series, tables
     except ImportError as error:
         raise UserError(
             f"the report needs {error.name}; install it with: pip install 'rethink_jax[report]'"
@@ -37,16 +37,21 @@ def build(workdir: str | Path) -> Report:
     lines = series.lines(done, results)
     folder = Path(workdir) / "report"
     folder.mkdir(exist_ok=True)
-    pictures = {"examples": figures.examples(records.load_examples(workdir))}
-    pictures |= {
+    compared = tables.tables(done, results)
+    pictures = {
+        "examples": figures.examples(records.load_examples(workdir)),
         "fig1a": figures.loss_curves(lines),
         "fig1b": figures.epochs_to_fit(lines),
         "fig1c": figures.test_error(lines),
+        "fig2": figures.accuracy_curves(lines),
     }
     pictures = {name: png for name, png in pictures.items() if png is not None}
     for name, png in pictures.items():
         (folder / f"{name}.png").write_bytes(png)
-    summary = series.summary(results, done, lines)
-    html = page.render(results, summary, pictures, series.table(lines))
+    for table in compared:
+        file = f"{table.name.lower().replace(' ', '')}.md"
+        records.write_atomically(folder / file, tables.markdown(table))
+    summary = series.summary(results, done, lines, [t.summary for t in compared])
+    html = page.render(results, summary, pictures, compared, series.table(lines))
     records.write_atomically(folder / "index.html", html)
     return Report(folder / "index.html", summary)

@@ -9,6 +9,7 @@ from html import escape
 from rethink_jax import paper
 from rethink_jax.records import Results
 from rethink_jax.report.series import Row
+from rethink_jax.report.tables import NOT_RUN, PaperTable
 
 _TITLES = {
     "examples": ("What the networks saw", "Training images as they are, and corrupted."),
@@ -26,8 +27,14 @@ _TITLES = {
         "Test error. Solid: test labels corrupted at the same rate as the training labels (how the "
         "paper's Figure 1(c) is most plausibly read); dashed: true test labels.",
     ),
+    "fig2": (
+        "What early stopping could gain",
+        "Accuracy along training with true labels, mean over seeds. Thin: the highest test "
+        "accuracy so far.",
+    ),
 }
-
+_DOTTED = " Dotted: the paper's curves, digitised, where it trained the same network."
+_SOME = " Of many lines some are drawn, the paper's networks first; the table below has all."
 _CSS = """
 :root { color-scheme: light; }
 body { margin: 0 auto; max-width: 1360px; padding: 2.2rem 1.4rem 4rem; background: #fbfbfa;
@@ -47,9 +54,13 @@ figcaption { color: #5c5c60; font-size: .9rem; }
 table { border-collapse: collapse; width: 100%; font-size: .86rem; background: #fff;
         margin: 1.6rem 0; }
 th, td { padding: .36rem .55rem; border-bottom: 1px solid #ececea; text-align: left; }
-th { font-weight: 600; color: #444; } 
-     td { font-variant-numeric: tabular-nums; white-space: nowrap; }
-td.paper { color: #7a4b00; }
+th { font-weight: 600; color: #444; white-space: nowrap; }
+td { font-variant-numeric: tabular-nums; white-space: nowrap; }
+td.paper, th.paper { color: #7a4b00; }
+td.empty { color: #a0a09c; }
+tr.first td { border-top: 1px solid #b9b9b4; }
+section { margin: 0 0 1.4rem; } section table { margin: .5rem 0; } section p { margin: .15rem 0;
+          color: #5c5c60; }
 .scroll { overflow-x: auto; }
 details { margin-top: .8rem; } pre { overflow-x: auto; background: #f3f3f0; padding: .8rem;
           font-size: .8rem; }
@@ -58,21 +69,32 @@ details { margin-top: .8rem; } pre { overflow-x: auto; background: #f3f3f0; padd
 
 
 def render(
-    results: Results, summary: list[str], pictures: dict[str, bytes], rows: list[Row]
+    results: Results,
+    summary: list[str],
+    pictures: dict[str, bytes],
+    compared: list[PaperTable],
+    rows: list[Row],
 ) -> str:
     """The page as text.
 
     Args:
       pictures: {name in `_TITLES`: PNG bytes}.
+      compared: the paper's tables.
     """
-    figures = "".join(_figure(name, pictures[name]) for name in _TITLES if name in pictures)
+    more = (_DOTTED if compared else "") + (_SOME if len({r.line for r in rows}) > 4 else "")
+    figures = "".join(
+        _figure(name, pictures[name], more if name != "examples" else "")
+        for name in _TITLES
+        if name in pictures
+    )
     items = "".join(f"<li>{escape(s)}</li>" for s in summary)
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<title>{escape(_title(results))}</title><style>{_CSS}</style></head><body>"
         f"<h1>{escape(_title(results))}</h1><ul class='summary'>{items}</ul>"
-        f"<div class='grid'>{figures}</div>{_table(rows)}{_details(results)}</body></html>\n"
+        f"{''.join(map(_paper_table, compared))}<div class='grid'>{figures}</div>"
+        f"{_table(rows)}{_details(results)}</body></html>\n"
     )
 
 
@@ -81,18 +103,55 @@ def _title(results: Results) -> str:
     return f"Fitting true and corrupted data: {names}"
 
 
-def _figure(name: str, png: bytes) -> str:
+def _figure(name: str, png: bytes, more: str) -> str:
     title, caption = _TITLES[name]
     data = base64.b64encode(png).decode()
-    kind = " class='wide'" if name == "examples" else ""
+    # A PNG file has its width and height at fixed places.
+    width, height = (int.from_bytes(png[i : i + 4], "big") for i in (16, 20))
+    kind = " class='wide'" if name == "examples" or width > 2 * height else ""
     return (
-        f"<figure{kind}><h2>{escape(title)}</h2><figcaption>{escape(caption)}</figcaption>"
+        f"<figure{kind}><h2>{escape(title)}</h2><figcaption>{escape(caption + more)}</figcaption>"
         f"<img alt='{escape(title)}' src='data:image/png;base64,{data}'></figure>"
     )
 
 
+def _paper_table(table: PaperTable) -> str:
+    """One of the paper's tables; a rule above the first row of each network."""
+    kinds = ["paper" if title == "paper" else "" for title in table.header]
+    body = "".join(
+        f"<tr{' class=first' if row[0] and not row[0].startswith('(') else ''}>"
+        + "".join(_cell(text, kind) for text, kind in zip(row, kinds, strict=True))
+        + "</tr>"
+        for row in table.rows
+    )
+    notes = "".join(f"<p><small>{escape(n)}</small></p>" for n in table.notes)
+    return (
+        f"<section><h2>{escape(table.name)} of the paper: {escape(table.title)}</h2>"
+        f"{_framed(_head(table.header, kinds), body)}{notes}</section>"
+    )
+
+
+def _cell(text: str, kind: str) -> str:
+    kind = "empty" if text in (NOT_RUN, "–") else kind
+    return f"<td{f' class={kind}' if kind else ''}>{escape(text)}</td>"
+
+
+def _head(titles: list[str], kinds: list[str]) -> str:
+    return "".join(
+        f"<th{f' class={kind}' if kind else ''}>{escape(title)}</th>"
+        for title, kind in zip(titles, kinds, strict=True)
+    )
+
+
+def _framed(head: str, body: str) -> str:
+    return (
+        f"<div class='scroll'><table><thead><tr>{head}</tr></thead>"
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
 def _table(rows: list[Row]) -> str:
-    """The table; columns in which no row has anything are left out."""
+    """The table of all settings; columns in which no row has anything are left out."""
     titles = {
         "line": "network",
         "setting": "data",
@@ -102,26 +161,21 @@ def _table(rows: list[Row]) -> str:
         "train_accuracy": "train accuracy",
         "train_paper": "paper's",
         "test_error_clean": "test error, true labels",
+        "best_error_clean": "best along training",
         "test_error_corrupted": "test error, corrupted alike",
         "test_paper": "paper's",
     }
     shown = [name for name in titles if any(getattr(r, name) for r in rows)]
-    head = "".join(f"<th>{escape(titles[n])}</th>" for n in shown)
+    kinds = ["paper" if name.endswith("paper") else "" for name in shown]
     body = "".join(
         "<tr>"
-        + "".join(
-            f"<td{' class=paper' if n.endswith('paper') else ''}>{escape(str(getattr(r, n)))}</td>"
-            for n in shown
-        )
+        + "".join(_cell(str(getattr(r, n)), kind) for n, kind in zip(shown, kinds, strict=True))
         + "</tr>"
         for r in rows
     )
     paper_note = f"<p><small>Paper: {escape(paper.ZHANG_2017)}.</small></p>"
     note = paper_note if "test_paper" in shown else ""
-    return (
-        f"<div class='scroll'><table><thead><tr>{head}</tr></thead>"
-        f"<tbody>{body}</tbody></table></div>{note}"
-    )
+    return _framed(_head([titles[n] for n in shown], kinds), body) + note
 
 
 def _details(results: Results) -> str:
