@@ -44,7 +44,7 @@ def get_config(mode="full"):
 
     config.trial.stop.when_fitted = False
     config.trial.stop.max_epochs = 70  # UNSTATED in paper
-    config.evaluate.every_epochs = 5
+    config.evaluate.every_epochs = 10
 
     config.sweep.seed = (0, 1, 2)  # UNSTATED in paper: how many runs
     decay, alexnet_decay = (WEIGHT_DECAY, 0.0), (ALEXNET_WEIGHT_DECAY, 0.0)

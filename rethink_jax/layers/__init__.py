@@ -1,7 +1,7 @@
 """The layers that flax lacks, or that XLA compiles badly inside the loops of this program."""
 
-from rethink_jax.layers.conv import Conv, max_pool
+from rethink_jax.layers.conv import Conv, avg_pool, max_pool
 from rethink_jax.layers.dropout import Dropout
 from rethink_jax.layers.lrn import local_response_norm
 
-__all__ = ["Conv", "Dropout", "local_response_norm", "max_pool"]
+__all__ = ["Conv", "Dropout", "avg_pool", "local_response_norm", "max_pool"]

@@ -1,4 +1,4 @@
-"""Convolution and max-pooling by slices, for the CPU; by XLA's own operations elsewhere.
+"""Convolution and pooling by slices, for the CPU; by XLA's own operations elsewhere.
 
 XLA compiles a convolution well on the CPU only outside of loops: inside the scan over steps it
 reaches 1 to 7 GFLOP/s, and its gradient under vmap is computed as many times over as there are
@@ -91,6 +91,15 @@ def max_pool(x: jax.Array, window: int, stride: int, padding: str = "SAME") -> j
     # The gradient of XLA's own pooling is slow in a loop on the CPU, too. Among equal values this
     # one divides the gradient up, where XLA gives it to the first.
     return _largest(_slices(x, (window, window), stride, -jnp.inf, padding))
+
+
+def avg_pool(x: jax.Array, window: int, stride: int, padding: str = "SAME") -> jax.Array:
+    """The mean of what lies in the image of each window, as in TensorFlow. [B, H, W, C]"""
+    if jax.default_backend() != "cpu":
+        return nn.avg_pool(x, (window, window), (stride, stride), padding, count_include_pad=False)
+    windows = (window, window), stride, 0.0, padding
+    values_in_window = sum(_slices(jnp.ones((1, *x.shape[1:3], 1), x.dtype), *windows))
+    return sum(_slices(x, *windows)) / values_in_window
 
 
 def _largest(values: Sequence[jax.Array]) -> jax.Array:

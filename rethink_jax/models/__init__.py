@@ -2,7 +2,8 @@
 
 A new network is one flax module whose attributes (made with `schema.model_field`) are its config
 fields, and one entry in `MODELS`. Its call takes (images_BxHxWxC, train), or (images_BxHxWxC,
-train, dropout_rate) if it has dropout.
+train, dropout_rate) if it has dropout. If some values of its attributes do not go together, it has
+a method `check()` that raises `UserError`.
 """
 
 from __future__ import annotations
@@ -17,12 +18,23 @@ import jax
 
 from rethink_jax.models.alexnet import AlexNet
 from rethink_jax.models.inception import Inception
+from rethink_jax.models.inception_v3 import InceptionV3
 from rethink_jax.models.mlp import MLP
+from rethink_jax.models.sequential import Sequential
+from rethink_jax.models.vgg import VGG, VGG16BN
 from rethink_jax.schema import Field, UserError
 
 Variables = Mapping[str, Any]  # {"params": ..., and what else the network keeps: "batch_stats"}
 
-MODELS: dict[str, type[nn.Module]] = {"mlp": MLP, "alexnet": AlexNet, "inception": Inception}
+MODELS: dict[str, type[nn.Module]] = {
+    "mlp": MLP,
+    "alexnet": AlexNet,
+    "inception": Inception,
+    "inception_v3": InceptionV3,
+    "vgg": VGG,
+    "vgg16_bn": VGG16BN,
+    "sequential": Sequential,
+}
 
 
 class Applied(NamedTuple):
@@ -61,6 +73,16 @@ def fields_of(name: str) -> dict[str, Field]:
         plain = Field(type(f.default), f.default, f"attribute of {name}")
         fields[f.name] = f.metadata.get("field", plain)
     return fields
+
+
+def check(name: str, **attributes: Any) -> None:
+    """Raises UserError if the attributes of a network do not fit together.
+
+    A network for which that can happen has a method `check` that raises it.
+    """
+    module = MODELS[name](num_classes=2, **attributes)
+    if hasattr(module, "check"):
+        module.check()
 
 
 def has_dropout(name: str, **attributes: Any) -> bool:
