@@ -688,6 +688,7 @@ TWO_NETWORKS = config_of(
         ("model.hidden=4,8", 4),
         ("preprocess.random_flip=False", 8),
         ("model.order=paper", 4),
+        ("preprocess.normalize=per_image", 8),
     ],
 )
 def test_select_takes_the_trials_with_these_values(only, count):
@@ -695,6 +696,15 @@ def test_select_takes_the_trials_with_these_values(only, count):
     chosen = trials.select(every, only)
     assert len(chosen) == count
     assert [t for t in every if t in chosen] == chosen, "in their order"
+
+
+@pytest.mark.parametrize("text", ["('conv 4 3', 'relu')", '"conv 4 3","relu"', "conv 4 3, relu"])
+def test_select_takes_words_in_a_tuple(text):
+    given = {"model": {"name": "sequential", "layers": ("conv 4 3", "relu", "flatten")}}
+    every = trials.expand({"trial": given, "sweep": {}})
+    with pytest.raises(UserError):
+        trials.select(every, f"model.layers={text}")
+    assert trials.select(every, f"model.layers={text.rstrip(')')},flatten") == every
 
 
 @pytest.mark.parametrize(

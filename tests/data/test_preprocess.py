@@ -259,3 +259,112 @@ def test_vmapped_and_mapped_flags_give_the_same_as_python_ones(size):
     # The flags do what they say here, too.
     assert (np.asarray(alone[0]) == np.asarray(preprocess.central_crop(images, size))).all()
     assert (np.asarray(alone[3]) != np.asarray(alone[0])).any()
+
+
+# --- rotation -------------------------------------------------------------------------------------
+
+rotate = jax.jit(preprocess.rotate)
+
+
+def turned(image, degrees):
+    """The image turned counter-clockwise about its centre: bilinear in float64, 0 outside."""
+    height, width, channels = image.shape
+    angle = math.radians(degrees)
+    result = np.zeros((height, width, channels))
+    for row in range(height):
+        for column in range(width):
+            # To the right, and up, from the centre; turned clockwise, that is where it was.
+            right, up = column - (width - 1) / 2, (height - 1) / 2 - row
+            was_right = right * math.cos(angle) + up * math.sin(angle)
+            was_up = -right * math.sin(angle) + up * math.cos(angle)
+            y, x = (height - 1) / 2 - was_up, (width - 1) / 2 + was_right
+            top, left = math.floor(y), math.floor(x)
+            for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
+                if 0 <= top + i < height and 0 <= left + j < width:
+                    weight = (1 - abs(y - top - i)) * (1 - abs(x - left - j))
+                    result[row, column] += weight * image[top + i, left + j]
+    return result
+
+
+def random_images(count, *shape):
+    return np.random.default_rng(0).random((count, *shape), np.float32)
+
+
+@pytest.mark.parametrize("shape", [(6, 6, 3), (5, 7, 1)])
+def test_rotation_by_0_is_the_identity_bit_by_bit(shape):
+    images = random_images(3, *shape)
+    np.testing.assert_array_equal(rotate(images, jnp.zeros(3)), images, strict=True)
+
+
+@pytest.mark.parametrize("size", [5, 6])
+def test_quarter_turns_are_counter_clockwise(size):
+    images = random_images(4, size, size, 3)
+    found = rotate(images, jnp.array([90.0, 180.0, -90.0, 270.0]))
+    for image, result, quarters in zip(images, found, (1, 2, 3, 3), strict=True):
+        # The cosine of 90 degrees is 4e-8 in float32, which moves each pixel by so little.
+        np.testing.assert_allclose(result, np.rot90(image, quarters), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(6, 6, 3), (5, 9, 2), (8, 3, 1)])
+def test_rotation_is_a_loop_in_numpy(shape):
+    angles = [17.0, -33.3, 45.0, 120.5, -179.0]
+    images = random_images(len(angles), *shape)
+    found = rotate(images, jnp.array(angles))
+    for image, result, degrees in zip(images, found, angles, strict=True):
+        # Places of up to 5 pixels are rounded to 5e-7 in float32; a pixel is at most 1.
+        np.testing.assert_allclose(result, turned(image, degrees), rtol=0, atol=1e-5)
+
+
+def test_what_comes_from_outside_the_image_is_0():
+    found = np.asarray(rotate(jnp.ones((1, 9, 9, 2)), jnp.array([45.0])))[0]
+    assert (found[[0, 0, -1, -1], [0, -1, 0, -1]] == 0).all()
+    np.testing.assert_allclose(found[3:6, 3:6], 1, rtol=0, atol=1e-5)
+
+
+def test_random_rotation_turns_each_image_by_its_own_angle_within_the_bounds():
+    # A spot 20 pixels to the right of the centre; where it is found tells the angle.
+    size, radius, count, bound = 45, 20, 400, 30.0
+    image = np.zeros((size, size, 1), np.float32)
+    image[21:24, 22 + radius - 1 : 22 + radius + 2] = 1
+    images = np.repeat(image[None], count, axis=0)
+    turn = jax.jit(preprocess.random_rotation)
+    found = np.asarray(turn(images, jax.random.key(0), bound), np.float64)[..., 0]
+    mass = found.sum((1, 2))
+    up = np.einsum("bij,i->b", found, 22 - np.arange(size)) / mass
+    right = np.einsum("bij,j->b", found, np.arange(size) - 22) / mass
+    angles = np.degrees(np.arctan2(up, right))
+    # Interpolation moves the middle of the spot by less than a tenth of a pixel: 0.3 degrees.
+    assert np.abs(angles).max() < bound + 0.5
+    assert len(np.unique(angles.round(3))) > count / 2
+    uniform = scipy.stats.uniform(-bound, 2 * bound)
+    assert scipy.stats.kstest(angles, uniform.cdf).pvalue > P_VALUE
+    # The bound is traced; 0 turns nothing, bit by bit.
+    np.testing.assert_array_equal(turn(images, jax.random.key(0), 0.0), images)
+    other = np.asarray(turn(images, jax.random.key(1), bound))[..., 0]
+    assert (other != found).any((1, 2)).mean() > 0.9
+
+
+# --- normalization --------------------------------------------------------------------------------
+
+NORMALIZED = {
+    "per_image": whiten_in_float64,
+    "symmetric": lambda images: 2 * images.astype(np.float64) - 1,
+    "imagenet": lambda images: (
+        (images.astype(np.float64) - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    ),
+    "mnist": lambda images: (images.astype(np.float64) - 0.131) / 0.289,
+    "none": lambda images: images,
+}
+
+
+def test_every_normalization_has_its_formula_here():
+    assert set(NORMALIZED) == set(preprocess.NORMALIZE)
+
+
+@pytest.mark.parametrize("name", preprocess.NORMALIZE)
+def test_normalizations_against_numpy(name):
+    images = random_images(4, 6, 5, 3)
+    found = jax.jit(preprocess.NORMALIZE[name])(images)
+    assert found.dtype == jnp.float32
+    # Means of 90 values, at most a few units in size, rounded in float32.
+    np.testing.assert_allclose(found, NORMALIZED[name](images), rtol=0, atol=1e-5)
