@@ -9,12 +9,14 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-# Shared by the tests of this session and by the commands that they start.
-_cache = tempfile.TemporaryDirectory(prefix="rethink_jax_xla_")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+# Shared by the tests of this session, its worker processes and the commands that they start.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _cache = tempfile.TemporaryDirectory(prefix="rethink_jax_xla_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 
 import jax
+import numpy as np
 import pytest
 
 # Almost all of the suite's time is compilation; the programs here are too small to gain from it.
@@ -47,3 +49,27 @@ def small_trial():
         return trial
 
     return make
+
+
+@pytest.fixture(scope="session")
+def write_image_folder():
+    """Makes train/ and val/ with class folders of small images, and returns the folder."""
+    image_lib = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    pytest.importorskip("grain", reason="grain is not installed")
+
+    def write(folder, classes=3, train=16, test=5, size=12, several_sizes=False):
+        rng = np.random.Generator(np.random.Philox(1))
+        for split, count in (("train", train), ("val", test)):
+            for c in range(classes):
+                (folder / split / f"class {c}").mkdir(parents=True)
+                for i in range(count):
+                    shape = rng.integers(size, 2 * size, 2) if several_sizes else (size, size)
+                    # Its class is in the colours, the image itself in the noise.
+                    pixels = rng.integers(0, 96, (*shape, 3), dtype=np.uint8)
+                    pixels[..., c % 3] += 128
+                    suffix = "jpeg" if several_sizes and i % 2 else "png"
+                    path = folder / split / f"class {c}" / f"{i:03}.{suffix}"
+                    image_lib.fromarray(pixels).save(path)
+        return folder
+
+    return write

@@ -495,3 +495,24 @@ def test_accuracies_are_drawn_where_there_is_something_to_compare(tmp_path, monk
     assert figures.accuracy_curves(series.lines(results.trials, results)) is None
     trained_on = results.trials.assign(**{"stop.when_fitted": False})
     assert drawn(figures.accuracy_curves, series.lines(trained_on, results), monkeypatch)
+
+
+def test_figure_2a_stands_beside_inception_v3_on_imagenet(tmp_path, monkeypatch):
+    """Two of the three settings of the figure, each in our colour; augmentation alone has none."""
+    nested = [nested_trial("mlp 1x512") | {"optimizer": {"weight_decay": w}} for w in (4e-5, 0.0)]
+    nested.append(nested_trial("mlp 1x512", random_crop=True, random_flip=True))
+    curve = made_result("mlp 1x512", 0, 0.5, 0)["curve"]
+    made_workdir(tmp_path, nested, [one(curve=curve)] * 3)
+    results = records.load_results(tmp_path)
+    done = results.trials.assign(**{"model.name": "inception_v3", "data.name": "folder:x"})
+    run = results.run | {"data": {"folder:x": {"classes": list(range(1000))}}}
+    lines = series.lines(done, results._replace(run=run))
+    axis = drawn(figures.accuracy_curves, lines, monkeypatch)[1]
+    own = [line.get_color() for line in axis.lines if line.get_label() in {x.name for x in lines}]
+    for setting, colour in (("weight decay", own[0]), ("none", own[1])):
+        published = paper.fig2a(setting, "test")
+        (papers,) = [x for x in axis.lines if list(x.get_ydata()) == list(published.value)]
+        assert papers.get_color() == colour
+        assert list(papers.get_xdata()) == list(published.x)
+    augmented = list(paper.fig2a("all regularizers", "test").value)
+    assert augmented not in [list(x.get_ydata()) for x in axis.lines]

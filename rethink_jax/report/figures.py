@@ -238,8 +238,10 @@ def accuracy_curves(found: list[Line]) -> bytes | None:
     shown = sorted(shown, key=lambda x: _papers_order(x[0]))[:_MAX_ACCURACY_LINES]
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-        for (line, setting), colour in zip(shown, _COLOURS, strict=False):
-            _draw_accuracies(axes, line, setting, colour, _papers_colour(line, shown, colour))
+        published = [_papers_accuracy(line, setting, "test") for line, setting in shown]
+        for (line, setting), own, colour in zip(shown, published, _COLOURS, strict=False):
+            papers = colour if published.count(own) == 1 else _GREY
+            _draw_accuracies(axes, line, setting, colour, papers)
         for axis, split in zip(axes, ("training", "test"), strict=True):
             axis.set(xlabel="thousand steps", ylabel=f"{split} accuracy")
             axis.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -276,11 +278,29 @@ def _draw_accuracies(axes: Any, line: Line, setting: Setting, colour: str, paper
         axis.plot(steps, accuracy_E, color=colour, lw=2, label=line.name)
         if split == "test":
             axis.plot(steps, np.maximum.accumulate(accuracy_E), color=colour, lw=0.9)
-        if line.network in paper.FIG2_NETWORKS:
-            published = paper.fig2b(line.network, split)
-            x = np.divide(published.x, 1000)
+        if published := _papers_accuracy(line, setting, split):
+            # Figure 2(a) is in thousand steps as it is; they are steps of 50 workers.
+            x = np.divide(published.x, 1000 if line.network in paper.FIG2_NETWORKS else 1)
             axis.plot(x, published.value, color=papers, **_PAPER)
             axis.plot([], [], color=_GREY, label=f"paper, {published.where}", **_PAPER)
+
+
+# The rows of Table 2 that Figure 2(a) shows: (data augmentation, dropout, weight decay).
+_FIG2A = {
+    ("yes", "yes", "yes"): "all regularizers",
+    ("no", "no", "yes"): "weight decay",
+    ("no", "no", "no"): "none",
+}
+
+
+def _papers_accuracy(line: Line, setting: Setting, split: str) -> paper.Published | None:
+    """The paper's curve for a line of Figure 2, where it has one."""
+    if line.network in paper.FIG2_NETWORKS:
+        return paper.fig2b(line.network, split)
+    cell = paper.cell_of(setting.trials.iloc[0], round(1 / (1 - line.chance)))
+    if cell is None or cell.table != "Table 2" or cell.factors not in _FIG2A:
+        return None
+    return paper.fig2a(_FIG2A[cell.factors], split)
 
 
 def _mark_unfitted(axis: Any, settings: list[Setting], colour: str) -> None:
