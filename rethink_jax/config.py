@@ -26,6 +26,13 @@ SETTINGS: dict[str, Field] = {
     "only": Field(
         str, "", "run only the trials with these values: 'model.name=mlp; seed=0'; empty: all"
     ),
+    "engine.steps_per_dispatch": Field(
+        int,
+        0,
+        "of a streamed set: steps that one device call runs; 0: as many as fit 64 MiB of images",
+        low=0,
+    ),
+    "loader.threads": Field(int, 0, "that decode images of a streamed set; 0: one per core", low=0),
     "evaluate.every_epochs": Field(
         int, 1, "epochs between full evaluations (the last one is always evaluated)", low=1
     ),

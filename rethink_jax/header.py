@@ -15,9 +15,11 @@ from typing import Any
 import jax
 
 from rethink_jax.data.dataset import Dataset
+from rethink_jax.data.streamed import StreamedDataset
 from rethink_jax.devices import available_cores
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml-collections", "numpy")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml-collections", "numpy",
+             "pillow")  # fmt: skip
 
 
 def sha256(config: dict[str, Any]) -> str:
@@ -38,7 +40,7 @@ def run_facts(command: list[str]) -> dict[str, Any]:
     }
 
 
-def data_facts(dataset: Dataset) -> dict[str, Any]:
+def data_facts(dataset: Dataset | StreamedDataset) -> dict[str, Any]:
     """Which images a sweep was run on."""
     return {
         "train": len(dataset.train_labels),

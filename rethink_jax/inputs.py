@@ -20,22 +20,35 @@ from rethink_jax.data.corruption import (
     pixel_stats,
 )
 from rethink_jax.data.dataset import Dataset, subset
+from rethink_jax.data.streamed import StreamedDataset
+from rethink_jax.optimizers import decayed, path_name
 from rethink_jax.schema import UserError
 from rethink_jax.trials import FIELDS, HYPERS, Trial
 
 _DTYPES = {int: np.int32, float: np.float32, bool: np.bool_}
 
 
-def trial_dataset(full: Dataset, fields: Any) -> Dataset:
+AnyDataset = Dataset | StreamedDataset
+
+
+def trial_dataset(full: AnyDataset, fields: Any) -> AnyDataset:
     """The images that trials with these static fields are trained on.
 
     Raises:
-      UserError: the fields ask for more than the data set has (images, a larger crop, a batch).
+      UserError: the fields ask for more than the data set has (images, a larger crop, a batch), or
+        for another size of images that lie in memory.
     """
-    dataset = full
+    dataset, size = full, fields["data.image_size"]
+    if isinstance(dataset, StreamedDataset):
+        dataset = dataset.sized(size)
+    elif size is not None:
+        raise UserError(
+            f"data.image_size is {size}; the images of {full.name} have their own size, only those "
+            "of imagenet and folder:PATH are resized. Leave it out"
+        )
     if fields["data.num_train"] is not None:
         args = fields["data.num_train"], fields["data.seed"], fields["data.balanced"]
-        dataset = subset(full, *args)
+        dataset = subset(dataset, *args)
     total, batch = len(dataset.train_labels), fields["batch_size"]
     if batch > total:
         raise UserError(
@@ -51,7 +64,7 @@ def trial_dataset(full: Dataset, fields: Any) -> Dataset:
     return dataset
 
 
-def make_spec(trials: Sequence[Trial], dataset: Dataset, evaluate_every: int) -> step.Spec:
+def make_spec(trials: Sequence[Trial], dataset: AnyDataset, evaluate_every: int) -> step.Spec:
     """What is static about a group's trials on their data set."""
     return step.Spec(
         fields=dict(trials[0].static),
@@ -62,6 +75,21 @@ def make_spec(trials: Sequence[Trial], dataset: Dataset, evaluate_every: int) ->
         used=used_by(trials),
         evaluate_every=evaluate_every,
     )
+
+
+def check_decay(trials: Sequence[Trial], spec: step.Spec) -> None:
+    """Raises UserError if weight decay is on and its pattern matches no parameter."""
+    pattern = spec.fields["optimizer.decay_params"]
+    if pattern == ".*" or not any(t["optimizer.weight_decay"] for t in trials):
+        return
+    params = jax.eval_shape(lambda: train.init_variables(spec, 0))["params"]
+    if not any(jax.tree.leaves(decayed(params, pattern))):
+        names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        some = ", ".join(names[:6]) + (" ..." if len(names) > 6 else "")
+        raise UserError(
+            f"optimizer.decay_params {pattern!r} matches no parameter of the network; it has "
+            f"{some}. Write for example '.*kernel'"
+        )
 
 
 def used_by(trials: Sequence[Trial]) -> frozenset[str]:
@@ -88,19 +116,19 @@ def trial_hypers(trial: Trial) -> dict[str, np.ndarray]:
     }
 
 
-def trial_labels(trial: Trial, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+def trial_labels(trial: Trial, dataset: AnyDataset) -> tuple[np.ndarray, np.ndarray]:
     """A trial's training labels int32[N] and equally corrupted test labels int32[M]."""
     splits = (dataset.train_labels, streams.LABELS), (dataset.test_labels, streams.TEST_LABELS)
     kind, prob = trial["corruption.labels"], trial["corruption.label_prob"]
     seed = trial["corruption.seed"]
-    with _on_host():
+    with on_host():
         return tuple(  # type: ignore[return-value]
             np.asarray(corrupt_labels(labels, kind, prob, seed, name, dataset.num_classes))
             for labels, name in splits
         )
 
 
-def _on_host() -> Any:
+def on_host() -> Any:
     """Small programs run on the host's CPU: an accelerator would first finish what it is busy with.
 
     It also makes the corrupted data the same whatever the accelerator.
@@ -172,7 +200,7 @@ class ImageStore:
             return None
         place = next((i for i in free if self._places[i] is None), free[0])
         splits = (self._dataset.train_images, False), (self._dataset.test_images, True)
-        with _on_host():
+        with on_host():
             made = [
                 train.Images(*corrupt_pixels(images, spec, self._stats, test=test))
                 for images, test in splits

@@ -21,10 +21,13 @@ from rethink_jax.checkpoint import GroupCheckpoint, save_network
 from rethink_jax.cli import EXIT_INTERRUPTED, EXIT_OK
 from rethink_jax.data import sources
 from rethink_jax.data.corruption import corrupt_pixels, pixel_stats
-from rethink_jax.data.dataset import Dataset
-from rethink_jax.engine import Finished, GroupRun, choose_layout
+from rethink_jax.data.streamed import StreamedDataset
+from rethink_jax.engine import GroupRun
+from rethink_jax.inputs import AnyDataset
+from rethink_jax.lanes import Finished, LaneRun, choose_layout
 from rethink_jax.progress import Progress, Snapshot
 from rethink_jax.schema import UserError, nest, plain
+from rethink_jax.streaming import StreamRun
 from rethink_jax.trials import Group, Trial
 
 _TABLE_SECONDS = 5.0  # Between refreshes of trials.csv.
@@ -56,11 +59,14 @@ class Sweep:
         self.datasets = {name: sources.load(name, folder, download) for name in names}
         # Made here for their checks; subsets of one data set are small beside it.
         self._of_group = {g.group_id: self._group_dataset(g) for g in self.groups}
+        for group in self.groups:
+            spec = trial_inputs.make_spec(group.trials, self.dataset_of(group), 1)
+            trial_inputs.check_decay(group.trials, spec)
 
-    def _group_dataset(self, group: Group) -> Dataset:
+    def _group_dataset(self, group: Group) -> AnyDataset:
         return trial_inputs.trial_dataset(self.datasets[group.static["data.name"]], group.static)
 
-    def dataset_of(self, group: Group) -> Dataset:
+    def dataset_of(self, group: Group) -> AnyDataset:
         """The images that a group's trials are trained on."""
         return self._of_group[group.group_id]
 
@@ -70,9 +76,12 @@ class Sweep:
         ids = {t.trial_id: g.group_id for g in groups for t in g.trials}
         return [records.planned_row(t, ids[t.trial_id]) for t in self.all_trials]
 
-    def group_run(self, group: Group, on_finished: Any) -> GroupRun:
+    def group_run(self, group: Group, on_finished: Any) -> GroupRun | StreamRun:
         """The group, ready to begin."""
-        return GroupRun(group, self.dataset_of(group), self.settings, on_finished)
+        dataset = self.dataset_of(group)
+        if isinstance(dataset, StreamedDataset):
+            return StreamRun(group, dataset, self.settings, on_finished)
+        return GroupRun(group, dataset, self.settings, on_finished)
 
 
 def plan(sweep: Sweep, workdir: Path | None) -> str:
@@ -87,13 +96,12 @@ def plan(sweep: Sweep, workdir: Path | None) -> str:
     for group in sweep.groups:
         run = sweep.group_run(group, lambda _: None)
         memory = run.compile().memory_bytes
-        params = sum(int(np.prod(p.shape)) for p in jax.tree.leaves(run.one_state.params))
         done = sum(t.trial_id in finished for t in group.trials)
         images = len({trial_inputs.pixel_spec(t) for t in group.trials})
         what = ", ".join(f"{k} {group.static[k]}" for k in differing if k in group.static)
         layout = run.layout
         lines.append(
-            f"group {group.group_id}: {len(group.trials)} trials ({done} done), {params:,} "
+            f"group {group.group_id}: {len(group.trials)} trials ({done} done), {run.num_params:,} "
             f"parameters each, {run.spec.steps_per_epoch} steps an epoch, {images} image versions; "
             f"{layout.lanes} lanes by {layout.batching} on {len(layout.devices)} "
             f"{layout.devices[0].platform} device(s), {memory / 2**20:,.0f} MiB on each"
@@ -173,14 +181,14 @@ _EXAMPLES = 8
 def _examples(sweep: Sweep) -> dict[str, np.ndarray]:
     """A few training images of the first group's data, as they are and under each corruption."""
     dataset = sweep.dataset_of(sweep.groups[0])
-    stats = pixel_stats(dataset.train_images)
-    found = {f"{dataset.name} as it is": dataset.train_images[:_EXAMPLES]}
+    clean = dataset.examples(_EXAMPLES)
+    found = {f"{dataset.name} as it is": clean}
     for trial in sweep.groups[0].trials:
         spec = trial_inputs.pixel_spec(trial)
         part = f" {spec.fraction:g}" if spec.fraction < 1 else ""
         name = f"{spec.kind}{part}" + (f", strength {spec.strength:g}" if spec.strength < 1 else "")
         if not spec.is_identity and name not in found and len(found) < _EXAMPLES:
-            made = corrupt_pixels(dataset.train_images[:_EXAMPLES], spec, stats)
+            made = corrupt_pixels(clean, spec, pixel_stats(dataset.train_images))
             found[name] = np.clip(np.round(made.pixels()), 0, 255).astype(np.uint8)
     return found
 
@@ -271,23 +279,23 @@ class _Runner:
         checkpoint = GroupCheckpoint(self._workdir.group_dir(group.group_id))
         restored = checkpoint.restore(run.one_state)
         self._progress.preparing(f"compiling the program of group {group.group_id}")
-        run.begin(todo, restored)
-        epochs_before = sum(run.epochs_of.values())
-        steps_before, saved = self._steps, time.monotonic()
-        while run.busy and not self._signals:
-            run.step()
-            self._await_writes(64)
-            self._steps = steps_before + run.spec.steps_per_epoch * (
-                sum(run.epochs_of.values()) - epochs_before
-            )
-            self._show(run)
-            if time.monotonic() - self._table_written > _TABLE_SECONDS:
-                self._write_table()
-            if time.monotonic() - saved > self._sweep.settings["checkpoint.every_seconds"]:
+        with contextlib.closing(run):
+            run.begin(todo, restored)
+            epochs_before = sum(run.epochs_of.values())
+            steps_before, saved = self._steps, time.monotonic()
+            while run.busy and not self._signals:
+                run.step()
+                self._await_writes(64)
+                epochs = sum(run.epochs_of.values()) - epochs_before
+                self._steps = steps_before + round(run.spec.steps_per_epoch * epochs)
+                self._show(run)
+                if time.monotonic() - self._table_written > _TABLE_SECONDS:
+                    self._write_table()
+                if time.monotonic() - saved > self._sweep.settings["checkpoint.every_seconds"]:
+                    checkpoint.save(*run.checkpoint())
+                    saved = time.monotonic()
+            if run.busy:
                 checkpoint.save(*run.checkpoint())
-                saved = time.monotonic()
-        if run.busy:
-            checkpoint.save(*run.checkpoint())
         self._await_writes(0)
         checkpoint.close(delete=not run.busy)
 
@@ -312,7 +320,7 @@ class _Runner:
         )
         return EXIT_OK
 
-    def _show(self, run: GroupRun) -> None:
+    def _show(self, run: LaneRun) -> None:
         done = [r for i, r in list(self._finished.items()) if i in self._own]
         epochs = [r["epochs"] for r in done]
         expected = np.mean(epochs) if epochs else run.spec.fields["stop.max_epochs"]
@@ -336,7 +344,7 @@ class _Runner:
 
     # --- finished trials --------------------------------------------------------------------------
 
-    def _submit(self, run: GroupRun, group: Group, finished: Finished) -> None:
+    def _submit(self, run: LaneRun, group: Group, finished: Finished) -> None:
         self._writes.append(self._writer.submit(self._write, run, group, finished))
 
     def _await_writes(self, most: int) -> None:
@@ -344,7 +352,7 @@ class _Runner:
         while self._writes and (len(self._writes) > most or self._writes[0].done()):
             self._writes.pop(0).result()
 
-    def _write(self, run: GroupRun, group: Group, finished: Finished) -> None:
+    def _write(self, run: LaneRun, group: Group, finished: Finished) -> None:
         trial, state = finished.trial, jax.device_get(finished.state)
         self._workdir.trial_dir(trial.trial_id).mkdir(exist_ok=True)
         epochs = int(state.epoch)
@@ -360,7 +368,7 @@ class _Runner:
 
 
 def _result(
-    run: GroupRun, group: Group, finished: Finished, state: train.TrialState
+    run: LaneRun, group: Group, finished: Finished, state: train.TrialState
 ) -> dict[str, Any]:
     """The row of results of one trial."""
     trial: Trial = finished.trial

@@ -5,7 +5,7 @@ Everything here is pure and written for one network. The engine runs many of the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -134,32 +134,51 @@ def advance(spec: Spec, data: Data, inputs: Inputs, state: TrialState) -> TrialS
 
 
 def _epoch(spec: Spec, data: Data, inputs: Inputs, state: TrialState) -> TrialState:
-    last = spec.fields["stop.max_epochs"]
     row = {"learning_rate": learning_rate(inputs.hypers, state.epoch)}
     state, row["online_loss"], row["online_accuracy"] = train_epoch(spec, data, inputs, state)
-    row["param_norm"] = optax.tree.norm(state.params)
-    finite = jnp.isfinite(row["online_loss"]) & jnp.isfinite(row["param_norm"])
-
     full = spec.fields["stop.measured_on"] == "full"
     if full:
         row |= evaluate_train(spec, data, inputs, state)
-    fits = finite & _fits(inputs.hypers, row, "train" if full else "online")
-    fit_epoch = jnp.where(fits & (state.fit_epoch == 0), state.epoch, state.fit_epoch)
-    done = (fits & inputs.hypers["stop.when_fitted"]) | (state.epoch >= last) | ~finite
-    ended = jnp.where(finite, jnp.where(fit_epoch > 0, FITTED, FINISHED), DIVERGED)
+    state, row, due = judge(spec, inputs, state, row)
 
     def measure(_: None) -> Row:
         return _evaluate_rest(spec, data, inputs, state, with_train=not full)
 
-    due = (state.epoch % spec.evaluate_every == 0) | done
     skipped = jax.tree.map(lambda a: jnp.full(a.shape, jnp.nan), jax.eval_shape(measure, None))
     row |= jax.lax.cond(due, measure, lambda _: skipped, None)
-    values = jnp.stack([row[name] for name in CURVE])
-    return state._replace(
-        status=jnp.where(done, ended, RUNNING).astype(jnp.int32),
-        fit_epoch=fit_epoch,
-        curve=state.curve.at[state.epoch - 1].set(values),
-    )
+    return record(state, row)
+
+
+def judge(
+    spec: Spec, inputs: Inputs, state: TrialState, row: Row
+) -> tuple[TrialState, Row, jax.Array]:
+    """Decides, after an epoch, whether the trial is fitted, done, and to be evaluated.
+
+    Args:
+      state: already trained for the epoch, its epochs counted.
+      row: what is known of the epoch; at least the columns that the stop rule is measured on.
+
+    Returns:
+      the state with its status, the row with the norm of the weights, whether to evaluate.
+    """
+    row = row | {"param_norm": optax.tree.norm(state.params)}
+    finite = jnp.isfinite(row["online_loss"]) & jnp.isfinite(row["param_norm"])
+    on = "train" if spec.fields["stop.measured_on"] == "full" else "online"
+    fits = finite & _fits(inputs.hypers, row, on)
+    fit_epoch = jnp.where(fits & (state.fit_epoch == 0), state.epoch, state.fit_epoch)
+    last = state.epoch >= spec.fields["stop.max_epochs"]
+    done = (fits & inputs.hypers["stop.when_fitted"]) | last | ~finite
+    ended = jnp.where(finite, jnp.where(fit_epoch > 0, FITTED, FINISHED), DIVERGED)
+    status = jnp.where(done, ended, RUNNING).astype(jnp.int32)
+    due = (state.epoch % spec.evaluate_every == 0) | done
+    return state._replace(status=status, fit_epoch=fit_epoch), row, due
+
+
+def record(state: TrialState, row: Row) -> TrialState:
+    """Writes columns of the newest epoch into the curve; the others stay as they are."""
+    columns = jnp.array([i for i, name in enumerate(CURVE) if name in row])
+    values = jnp.stack([row[name] for name in CURVE if name in row])
+    return state._replace(curve=state.curve.at[state.epoch - 1, columns].set(values))
 
 
 def _fits(hypers: Mapping[str, jax.Array], row: Mapping[str, jax.Array], on: str) -> jax.Array:
@@ -175,8 +194,14 @@ def _evaluate_rest(
     if with_train:
         row |= evaluate_train(spec, data, inputs, state)
     labels = (data.test_labels, inputs.test_labels)
-    clean, corrupted = evaluate(spec, data.test, inputs, state, labels)
-    row |= named_scores("test", clean) | named_scores("test_corrupted", corrupted)
+    scores = evaluate(spec, data.test, inputs, state, labels)
+    return row | after_test(spec, inputs, state, scores)
+
+
+def after_test(spec: Spec, inputs: Inputs, state: TrialState, scores: Sequence[Scores]) -> Row:
+    """The columns of an evaluation, from the scores by true and by corrupted test labels."""
+    clean, corrupted = scores
+    row = named_scores("test", clean) | named_scores("test_corrupted", corrupted)
     del row["test_corrupted_top5_accuracy"]
     first = init_variables(spec, inputs.hypers["seed"])["params"]
     row["distance_from_init"] = optax.tree.norm(jax.tree.map(jnp.subtract, state.params, first))
@@ -241,6 +266,11 @@ def named_scores(split: str, scores: Scores) -> Row:
     return {f"{split}_{name}": value for name, value in scores._asdict().items()}
 
 
+def no_scores(labellings: int) -> list[Scores]:
+    """Sums of scores before the first batch."""
+    return [Scores(jnp.float32(0), jnp.int32(0), jnp.int32(0))] * labellings
+
+
 def evaluate(
     spec: Spec, images: Images, inputs: Inputs, state: TrialState, labels: tuple[jax.Array, ...]
 ) -> list[Scores]:
@@ -258,6 +288,5 @@ def evaluate(
         sums = score_batch(spec, variables, images_BxHxWxC, own, valid_B)
         return jax.tree.map(jnp.add, totals, sums), None
 
-    zeros = [Scores(jnp.float32(0), jnp.int32(0), jnp.int32(0))] * len(labels)
-    totals, _ = jax.lax.scan(add, zeros, starts)
+    totals, _ = jax.lax.scan(add, no_scores(len(labels)), starts)
     return jax.tree.map(lambda total: total / count, totals)

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rethink_jax import models, optimizers
-from rethink_jax.data import corruption, preprocess, sources
+from rethink_jax.data import corruption, preprocess, sources, streamed
 from rethink_jax.schema import Field, UserError, flatten, nest, plain, suggest
 
 Assignment = dict[str, Any]  # dotted field name -> value
@@ -34,13 +34,15 @@ FIELDS: dict[str, Field] = {
         "of matrix products, where the device has several",
         choices=("float32", "tensorfloat32", "bfloat16"),
     ),
-    "data.name": Field(str, "digits", "the data set, by name, or tfds:NAME"),
+    "data.name": Field(str, "digits", "the data set, by name, or tfds:NAME, or folder:PATH"),
     "data.image_size": Field(
         int, None, "height and width of the images of a streamed set", low=8, optional=True
     ),
     "data.num_train": Field(int, None, "size of a random subset", low=1, optional=True),
     "data.balanced": Field(bool, False, "the subset has equally many images of each class"),
-    "data.seed": Field(int, 0, "which subset", **_SEED),
+    "data.seed": Field(
+        int, 0, "which subset; and, of a streamed set, the order of its images", **_SEED
+    ),
     "corruption.labels": Field(
         str, "uniform", "how labels are redrawn", role="data", choices=corruption.LABELS
     ),
@@ -80,7 +82,7 @@ FIELDS: dict[str, Field] = {
         str,
         "per_image",
         "per_image: each image to mean 0 and (unless flat) variance 1; symmetric: from -1 to 1; "
-        "imagenet: by ImageNet's mean and deviation per channel; none: from 0 to 1",
+        "imagenet, mnist: by the set's mean and deviation; none: from 0 to 1",
         choices=preprocess.NORMALIZE,
     ),
     "regularizer.dropout": Field(
@@ -212,6 +214,8 @@ def resolve(trial: dict[str, Any]) -> Trial:
         raise UserError(
             "preprocess.random_crop is True without preprocess.crop_size; set the size of the crop"
         )
+    if sources.is_streamed(values["data.name"]):
+        streamed.check_fields(values)
     _check_network(values)
     return Trial(tuple(sorted(values.items())))
 
@@ -297,7 +301,8 @@ def select(trials: Sequence[Trial], only: str) -> list[Trial]:
 def _is(value: Any, text: str) -> bool:
     """Whether a field's value is what a user wrote: 0.0 also as 0, (512,) also as 512."""
     if isinstance(value, tuple):
-        value, text = ",".join(map(str, value)), text.strip("()").rstrip(",").replace(" ", "")
+        bare = str.maketrans("", "", " ()'\"")
+        value, text = ",".join(map(str, value)).translate(bare), text.translate(bare).rstrip(",")
     if isinstance(value, float):
         try:
             return value == float(text)

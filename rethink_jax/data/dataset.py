@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -57,6 +58,16 @@ class Dataset:
     def image_shape(self) -> tuple[int, int, int]:
         return self.train_images.shape[1:]
 
+    def select(self, chosen: np.ndarray) -> Dataset:
+        """The set with some of its training images, by index; the test set stays whole."""
+        return dataclasses.replace(
+            self, train_images=self.train_images[chosen], train_labels=self.train_labels[chosen]
+        )
+
+    def examples(self, count: int) -> np.ndarray:
+        """The first training images: uint8[count, H, W, C]."""
+        return self.train_images[:count]
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 over shapes and contents of the four arrays."""
@@ -67,7 +78,22 @@ class Dataset:
         return sha.hexdigest()
 
 
-def subset(dataset: Dataset, num_train: int, seed: int, balanced: bool) -> Dataset:
+class Selectable(Protocol):
+    """What `subset` needs of a data set, in memory or not."""
+
+    name: str
+    train_labels: np.ndarray
+
+    @property
+    def num_classes(self) -> int: ...
+
+    def select(self, chosen: np.ndarray) -> Self: ...
+
+
+Set = TypeVar("Set", bound=Selectable)
+
+
+def subset(dataset: Set, num_train: int, seed: int, balanced: bool) -> Set:
     """The data set with a random subset of its training images; the test set stays whole.
 
     The subsets of one seed are nested: a smaller one is part of a larger one.
@@ -100,7 +126,4 @@ def subset(dataset: Dataset, num_train: int, seed: int, balanced: bool) -> Datas
                 f"{np.bincount(labels, minlength=dataset.num_classes).min()} images of its "
                 "smallest class"
             )
-    chosen = np.sort(order[:num_train])
-    return dataclasses.replace(
-        dataset, train_images=dataset.train_images[chosen], train_labels=labels[chosen]
-    )
+    return dataset.select(np.sort(order[:num_train]))

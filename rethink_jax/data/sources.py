@@ -2,7 +2,7 @@
 
 Order: sets that are functions (`DATASETS`); local files in any public layout; a set prepared by
 TFDS; a download, if the config allows it. Whatever was decoded from files is cached as one .npy in
-<data folder>/cache.
+<data folder>/cache. Sets that are streamed (`is_streamed`) stay on disk.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
-from rethink_jax.data import readers
+from rethink_jax.data import readers, streamed
 from rethink_jax.data.dataset import Dataset
+from rethink_jax.data.streamed import StreamedDataset
 from rethink_jax.schema import UserError, suggest
 
 _DIGITS = tuple("0123456789")
@@ -139,21 +140,31 @@ def synthetic() -> Dataset:
 DATASETS: dict[str, Callable[[], Dataset]] = {"digits": digits, "synthetic": synthetic}
 
 
+# Streamed sets by name: what TFDS calls the set and its split for tests.
+STREAMED = {"imagenet": ("imagenet2012", "validation")}
+_FOLDER = "folder:"
+
+
 def names() -> tuple[str, ...]:
     """The data sets that are known by name."""
-    return (*DATASETS, *FILE_SOURCES)
+    return (*DATASETS, *FILE_SOURCES, *STREAMED)
 
 
 def check_name(name: str) -> None:
     """Raises UserError unless `load` knows the data set."""
-    if name not in names() and not name.startswith("tfds:"):
+    if name not in names() and not name.startswith(("tfds:", _FOLDER)):
         raise UserError(
-            f"data.name is {name!r}; it must be one of {', '.join(names())}, or tfds:NAME"
-            f"{suggest(name, names())}"
+            f"data.name is {name!r}; it must be one of {', '.join(names())}, or tfds:NAME, or "
+            f"folder:PATH{suggest(name, names())}"
         )
 
 
-def differs_from_published(dataset: Dataset) -> bool:
+def is_streamed(name: str) -> bool:
+    """Whether the images stay on disk and are read while training."""
+    return name in STREAMED or name.startswith(_FOLDER)
+
+
+def differs_from_published(dataset: Dataset | StreamedDataset) -> bool:
     """Whether these are other images or labels than the set of that name is known for."""
     source = FILE_SOURCES.get(dataset.name)
     return bool(source and source.published and source.published != dataset.fingerprint)
@@ -164,11 +175,11 @@ def data_dir(given: str | None) -> Path:
     return Path(given or os.environ.get("RETHINK_DATA_DIR") or ".data").expanduser()
 
 
-def load(name: str, folder: str | None = None, download: bool = False) -> Dataset:
+def load(name: str, folder: str | None = None, download: bool = False) -> Dataset | StreamedDataset:
     """Loads a data set.
 
     Args:
-      name: one of `names()`, or tfds:NAME.
+      name: one of `names()`, or tfds:NAME, or folder:PATH with a path below `folder` or absolute.
       folder: where the files lie; None: see `data_dir`.
       download: fetch missing files.
 
@@ -181,6 +192,8 @@ def load(name: str, folder: str | None = None, download: bool = False) -> Datase
         return DATASETS[name]()
     if name.startswith("tfds:"):
         return _from_tfds(name, name.removeprefix("tfds:"), root)
+    if is_streamed(name):
+        return _streamed(name, root)
     dataset = _from_files(name, root)
     if (
         dataset is None
@@ -194,6 +207,14 @@ def load(name: str, folder: str | None = None, download: bool = False) -> Datase
     if dataset is None:
         raise UserError(_missing(name, root))
     return dataset
+
+
+def _streamed(name: str, root: Path) -> StreamedDataset:
+    streamed.check_packages(name)
+    folder = root / Path(name.removeprefix(_FOLDER)).expanduser()
+    if name.startswith(_FOLDER) or streamed.is_folder_of_classes(folder):
+        return streamed.from_folder(name, folder)
+    return streamed.from_tfds(name, *STREAMED[name], root)
 
 
 def _missing(name: str, root: Path) -> str:
