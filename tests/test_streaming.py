@@ -169,9 +169,11 @@ def test_agrees_with_a_plain_loop_over_files(streamed_trial, folder):
                  state.params, params)  # fmt: skip
 
 
-def test_agrees_with_the_engine_in_memory(streamed_trial):
+@pytest.mark.parametrize("layers", [(), ("conv 4 3 2", "batch_norm", "relu", "flatten")])
+def test_agrees_with_the_engine_in_memory(streamed_trial, layers):
     """The same images as arrays, through the other engine; the order is that of the same seed."""
-    nested = streamed_trial(seed=3, corruption__label_prob=0.5)
+    network = {"model": {"name": "sequential", "layers": layers}} if layers else {}
+    nested = streamed_trial(seed=3, corruption__label_prob=0.5, **network)
     nested["data"]["seed"] = 3
     trial = trials.resolve(nested)
     files = dataset_of(trial)
@@ -193,9 +195,10 @@ def test_agrees_with_the_engine_in_memory(streamed_trial):
     np.testing.assert_allclose(ours.curve[:, columns], theirs.curve[:, columns], rtol=1e-4)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-        ours.params,
-        theirs.params,
+        (ours.params, ours.model_state),
+        (theirs.params, theirs.model_state),
     )
+    assert bool(ours.model_state) == bool(layers)  # Running averages, where there are any.
     assert np.isnan(ours.curve[:, train.CURVE.index("train_loss")]).all()
 
 
