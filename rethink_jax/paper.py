@@ -45,7 +45,8 @@ class Published:
 
 
 @functools.cache
-def _curves() -> dict[str, Any]:
+def curves() -> dict[str, Any]:
+    """The digitised curves, by figure."""
     text = (resources.files("rethink_jax") / "paper_curves.json").read_text()
     return json.loads(text)
 
@@ -55,18 +56,18 @@ def fig1a(setting: str) -> Published:
 
     setting: "true labels", "random labels", "shuffled pixels", "random pixels" or "gaussian".
     """
-    values = tuple(_curves()["fig1a"][setting])
+    values = tuple(curves()["fig1a"][setting])
     return Published(values, "Figure 1(a)", "digitised", tuple(range(1, len(values) + 1)))
 
 
 def fig1b(network: str) -> Published:
     """Time to fit, relative to true labels, by label corruption. UNSTATED: when that is."""
-    return Published(tuple(_curves()["fig1b"][network]), "Figure 1(b)", "digitised", LABEL_PROBS)
+    return Published(tuple(curves()["fig1b"][network]), "Figure 1(b)", "digitised", LABEL_PROBS)
 
 
 def fig1c(network: str) -> Published:
     """Test error by label corruption; inferred: against test labels corrupted at the same rate."""
-    return Published(tuple(_curves()["fig1c"][network]), "Figure 1(c)", "digitised", LABEL_PROBS)
+    return Published(tuple(curves()["fig1c"][network]), "Figure 1(c)", "digitised", LABEL_PROBS)
 
 
 def fig2a(setting: str, split: str) -> Published:
@@ -75,7 +76,7 @@ def fig2a(setting: str, split: str) -> Published:
     setting: "all regularizers" (data augmentation, dropout, weight decay), "weight decay" (alone)
       or "none"   split: "train" or "test"
     """
-    curve = _curves()["fig2a"][setting][split]
+    curve = curves()["fig2a"][setting][split]
     return Published(tuple(curve["y"]), "Figure 2(a)", "digitised", tuple(curve["x"]))
 
 
@@ -84,7 +85,7 @@ def fig2b(network: str, split: str) -> Published:
 
     network: one of `FIG2_NETWORKS`   split: "train" or "test"
     """
-    curve = _curves()["fig2b"][network][split]
+    curve = curves()["fig2b"][network][split]
     return Published(tuple(curve["y"]), "Figure 2(b)", "digitised", tuple(curve["x"]))
 
 

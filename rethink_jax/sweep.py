@@ -26,9 +26,10 @@ from rethink_jax.engine import GroupRun
 from rethink_jax.inputs import AnyDataset
 from rethink_jax.lanes import Finished, LaneRun, choose_layout
 from rethink_jax.progress import Progress, Snapshot
-from rethink_jax.schema import UserError, nest, plain
+from rethink_jax.result import result_of
+from rethink_jax.schema import UserError, plain
 from rethink_jax.streaming import StreamRun
-from rethink_jax.trials import Group, Trial
+from rethink_jax.trials import Group
 
 _TABLE_SECONDS = 5.0  # Between refreshes of trials.csv.
 
@@ -357,7 +358,7 @@ class _Runner:
         self._workdir.trial_dir(trial.trial_id).mkdir(exist_ok=True)
         epochs = int(state.epoch)
         curve = state.curve[:epochs]
-        result = _result(run, group, finished, state)
+        result = result_of(run.spec, group, finished, state)
         keep = self._sweep.settings["checkpoint.keep"] == "final"
         if keep and result["status"] != "diverged":
             variables = {"params": state.params, **state.model_state}
@@ -365,53 +366,3 @@ class _Runner:
         self._workdir.write_curve(trial.trial_id, train.CURVE, curve)
         self._workdir.write_result(trial.trial_id, result)
         self._finished[trial.trial_id] = result
-
-
-def _result(
-    run: LaneRun, group: Group, finished: Finished, state: train.TrialState
-) -> dict[str, Any]:
-    """The row of results of one trial."""
-    trial: Trial = finished.trial
-    epochs, fit_epoch = int(state.epoch), int(state.fit_epoch)
-    last = dict(zip(train.CURVE, state.curve[epochs - 1], strict=True))
-    status = train.STATUS_NAMES[int(state.status)]
-    label_noise, test_label_noise = finished.label_noise
-    return {
-        "trial_id": trial.trial_id,
-        "group_id": group.group_id,
-        "status": status,
-        "stop_reason": _stop_reason(trial, status, last),
-        "trial": nest(dict(trial.fields)),
-        "label_noise": round(label_noise, 9),
-        "test_label_noise": round(test_label_noise, 9),
-        "num_params": sum(int(np.size(p)) for p in jax.tree.leaves(state.params)),
-        "steps_per_epoch": run.spec.steps_per_epoch,
-        "epochs": epochs,
-        "epochs_to_fit": fit_epoch or None,
-        "steps_to_fit": fit_epoch * run.spec.steps_per_epoch or None,
-        "image_shape": list(run.spec.image_shape),
-        "num_classes": run.spec.num_classes,
-        "final": {k: records.short_float(v) for k, v in last.items()},
-        "best": _best(state.curve[:epochs]),
-    }
-
-
-def _best(curve_ExC: np.ndarray) -> dict[str, Any]:
-    """The highest test accuracy along training, and its first epoch: what early stopping gains."""
-    accuracy_E = curve_ExC[:, train.CURVE.index("test_accuracy")]
-    if np.isnan(accuracy_E).all():
-        return {"test_accuracy": None, "epoch": None}
-    epoch = int(np.nanargmax(accuracy_E))
-    return {"test_accuracy": records.short_float(accuracy_E[epoch]), "epoch": epoch + 1}
-
-
-def _stop_reason(trial: Trial, status: str, last: dict[str, Any]) -> str:
-    if status == "diverged":
-        return "non_finite"
-    if status == "finished" or not trial["stop.when_fitted"]:
-        return "max_epochs"
-    split = "train" if trial["stop.measured_on"] == "full" else "online"
-    threshold = trial["stop.train_accuracy"]
-    if threshold is not None and last[f"{split}_accuracy"] >= np.float32(threshold):
-        return "train_accuracy"
-    return "train_loss"

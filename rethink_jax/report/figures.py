@@ -16,12 +16,12 @@ from rethink_jax import paper
 from rethink_jax.report.series import Line, Setting, mean_std, numbers
 
 # Okabe and Ito's colours: told apart also by colour-blind readers.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B")
 _GREY = "#555555"
 # The paper's curves: dotted, in the colour of ours of the same network.
-_PAPER = dict(linestyle=(0, (1, 1.3)), linewidth=1.7)
-_POINTS = _PAPER | dict(marker="x", markersize=5)
-_STYLE = {
+PAPER = dict(linestyle=(0, (1, 1.3)), linewidth=1.7)
+_POINTS = PAPER | dict(marker="x", markersize=5)
+STYLE = {
     "font.size": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -32,11 +32,11 @@ _STYLE = {
     "figure.dpi": 160,
 }
 _MAX_PANELS = 4
-_MAX_LINES = len(_COLOURS)
+_MAX_LINES = len(COLOURS)
 _MAX_ACCURACY_LINES = 4
 
 
-def _png(figure: Any) -> bytes:
+def png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     # The default metadata names the matplotlib version; without it equal results give equal files.
     figure.savefig(buffer, format="png", bbox_inches="tight", metadata={"Software": None})
@@ -48,7 +48,7 @@ def examples(found: dict[str, np.ndarray] | None) -> bytes | None:
     """A few training images under each pixel corruption, one row each."""
     if not found:
         return None
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         columns = max(len(images) for images in found.values())
         figure, axes = plt.subplots(
             len(found), columns, figsize=(0.8 * columns, 0.86 * len(found)), squeeze=False
@@ -61,7 +61,7 @@ def examples(found: dict[str, np.ndarray] | None) -> bytes | None:
             row[0].text(
                 -0.25, 0.5, name, transform=row[0].transAxes, ha="right", va="center", fontsize=11
             )
-        return _png(figure)
+        return png(figure)
 
 
 def _is_main(setting: Setting) -> bool:
@@ -88,20 +88,20 @@ def loss_curves(found: list[Line]) -> bytes | None:
         {s.name for _, main in panels for s in main},
         key=lambda name: (next((i for i, o in enumerate(order) if name.startswith(o)), 9), name),
     )
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         width = 6.4 if len(panels) == 1 else 2 + 3.1 * len(panels)
         figure, axes = plt.subplots(
             1, len(panels), figsize=(width, 4.2), squeeze=False, sharey=True, layout="constrained"
         )
         for axis, (line, main) in zip(axes[0], panels, strict=True):
             for setting in sorted(main, key=lambda s: names.index(s.name)):
-                colour = _COLOURS[names.index(setting.name) % len(_COLOURS)]
+                colour = COLOURS[names.index(setting.name) % len(COLOURS)]
                 _draw_losses(axis, setting, colour, line.network)
             axis.set(xlabel="epoch", title=line.name if len(panels) > 1 else "")
             axis.set_ylim(bottom=0)
         axes[0][0].set_ylabel("mean training loss (nats)")
         _key(figure, list(axes[0]))
-        return _png(figure)
+        return png(figure)
 
 
 def _draw_losses(axis: Any, setting: Setting, colour: str, network: str | None) -> None:
@@ -113,8 +113,8 @@ def _draw_losses(axis: Any, setting: Setting, colour: str, network: str | None) 
     axis.fill_between(epochs, losses_TxE.min(0), losses_TxE.max(0), color=colour, alpha=0.2, lw=0)
     if network == "inception" and setting.name in _FIG1A:
         published = paper.fig1a(_FIG1A[setting.name])
-        axis.plot(published.x, published.value, color=colour, **_PAPER)
-        axis.plot([], [], color=_GREY, label=f"paper, {published.where}", **_PAPER)
+        axis.plot(published.x, published.value, color=colour, **PAPER)
+        axis.plot([], [], color=_GREY, label=f"paper, {published.where}", **PAPER)
 
 
 # The settings of Figure 1(a), by our names.
@@ -167,12 +167,12 @@ def epochs_to_fit(found: list[Line]) -> bytes | None:
     if not any(np.isfinite(v) for _, s in shown for v in _band(s, _epochs)[1]):
         return None
     published = any(line.network in paper.FIG1_NETWORKS for line, _ in shown)
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             1, 1 + published, figsize=(11 if published else 6.4, 4.2), squeeze=False,
             layout="constrained",
         )  # fmt: skip
-        for (line, settings), colour in zip(shown, _COLOURS, strict=False):
+        for (line, settings), colour in zip(shown, COLOURS, strict=False):
             _draw_band(axes[0][0], settings, _epochs, colour, line.name, "-")
             _mark_unfitted(axes[0][0], settings, colour)
             if published:
@@ -183,7 +183,7 @@ def epochs_to_fit(found: list[Line]) -> bytes | None:
         if published:
             axes[0][1].set(xlabel="label corruption", ylabel="relative to true labels")
         _key(figure, list(axes[0]))
-        return _png(figure)
+        return png(figure)
 
 
 def _draw_ratio(axis: Any, line: Line, settings: list[Setting], colour: str, papers: str) -> None:
@@ -202,9 +202,9 @@ def test_error(found: list[Line]) -> bytes | None:
     shown = _with_levels(found)
     if not shown:
         return None
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-        for (line, settings), colour in zip(shown, _COLOURS, strict=False):
+        for (line, settings), colour in zip(shown, COLOURS, strict=False):
             label = line.name if len(shown) > 1 else None
             _draw_band(axis, settings, _corrupted_error, colour, label, "-")
             _draw_band(axis, settings, _clean_error, colour, None, "--")
@@ -214,7 +214,7 @@ def test_error(found: list[Line]) -> bytes | None:
         chance = shown[0][0].chance
         axis.axhline(chance, color="#888888", linewidth=1, linestyle=(0, (4, 3)))
         axis.text(0.0, chance, "guessing", va="bottom", color="#666666", fontsize=10)
-        colour = _GREY if len(shown) > 1 else _COLOURS[0]
+        colour = _GREY if len(shown) > 1 else COLOURS[0]
         axis.plot([], [], "-", color=colour, lw=2, label="test labels corrupted alike")
         axis.plot([], [], "--", color=colour, lw=2, label="true test labels")
         if any(line.network in paper.FIG1_NETWORKS for line, _ in shown):
@@ -223,7 +223,7 @@ def test_error(found: list[Line]) -> bytes | None:
         axis.set_ylim(0, 1)
         axis.yaxis.set_major_formatter(PercentFormatter(1.0))
         _key(figure, [axis], loc="lower right")
-        return _png(figure)
+        return png(figure)
 
 
 def accuracy_curves(found: list[Line]) -> bytes | None:
@@ -236,10 +236,10 @@ def accuracy_curves(found: list[Line]) -> bytes | None:
     if not shown or not (beyond or len(shown) > 1):
         return None
     shown = sorted(shown, key=lambda x: _papers_order(x[0]))[:_MAX_ACCURACY_LINES]
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
         published = [_papers_accuracy(line, setting, "test") for line, setting in shown]
-        for (line, setting), own, colour in zip(shown, published, _COLOURS, strict=False):
+        for (line, setting), own, colour in zip(shown, published, COLOURS, strict=False):
             papers = colour if published.count(own) == 1 else _GREY
             _draw_accuracies(axes, line, setting, colour, papers)
         for axis, split in zip(axes, ("training", "test"), strict=True):
@@ -247,7 +247,7 @@ def accuracy_curves(found: list[Line]) -> bytes | None:
             axis.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes[1].plot([], [], color=_GREY, lw=0.9, label="highest test accuracy so far")
         _key(figure, list(axes))
-        return _png(figure)
+        return png(figure)
 
 
 def _converged(setting: Setting) -> Any:
@@ -281,8 +281,8 @@ def _draw_accuracies(axes: Any, line: Line, setting: Setting, colour: str, paper
         if published := _papers_accuracy(line, setting, split):
             # Figure 2(a) is in thousand steps as it is; they are steps of 50 workers.
             x = np.divide(published.x, 1000 if line.network in paper.FIG2_NETWORKS else 1)
-            axis.plot(x, published.value, color=papers, **_PAPER)
-            axis.plot([], [], color=_GREY, label=f"paper, {published.where}", **_PAPER)
+            axis.plot(x, published.value, color=papers, **PAPER)
+            axis.plot([], [], color=_GREY, label=f"paper, {published.where}", **PAPER)
 
 
 # The rows of Table 2 that Figure 2(a) shows: (data augmentation, dropout, weight decay).

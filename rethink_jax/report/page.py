@@ -32,6 +32,10 @@ _TITLES = {
         "Accuracy along training with true labels, mean over seeds. Thin: the highest test "
         "accuracy so far.",
     ),
+    "hidden_units": (
+        "More units than are needed",
+        "Error by number of hidden units, true labels. Bands: standard deviation over seeds.",
+    ),
 }
 _DOTTED = " Dotted: the paper's curves, digitised, where it trained the same network."
 _SOME = " Of many lines some are drawn, the paper's networks first; the table below has all."
