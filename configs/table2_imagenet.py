@@ -12,7 +12,7 @@ COMMAND  python -m launch.sweep --config=configs/table2_imagenet.py --workdir=ru
 COST     7 trials x 100 epochs of 1,281,167 images; not run
 """
 
-from rethink_jax import default_config
+from rethink_jax import default_config, network
 
 
 def get_config(mode="full"):
@@ -26,7 +26,7 @@ def get_config(mode="full"):
     trial.preprocess.crop_size = 299
     trial.preprocess.normalize = "symmetric"
 
-    trial.model = {"name": "inception_v3", "auxiliary_head": True}
+    trial.model = network("inception_v3", auxiliary_head=True)
     # UNSTATED in paper: all of this. DEVIATION: one worker, where the paper has 50 asynchronous
     # ones. Learning rate, its decay, dropout, label smoothing and weight decay are those of
     # TensorFlow's Inception.
@@ -67,6 +67,6 @@ def get_config(mode="full"):
         trial.data.image_size = None
         trial.preprocess.crop_size = 28
         trial.batch_size = 16
-        trial.model = {"name": "sequential", "layers": ("conv 8 3 2", "relu", "dropout")}
+        trial.model = network("sequential", layers=("conv 8 3 2", "relu", "dropout"))
         trial.stop.max_epochs = 1
     return config

@@ -9,6 +9,7 @@ _PUBLIC = {
     "default_config": "rethink_jax.config",
     "load_results": "rethink_jax.records",
     "load_trial": "rethink_jax.checkpoint",
+    "network": "rethink_jax.config",
 }
 __all__ = sorted(_PUBLIC)
 

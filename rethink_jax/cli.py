@@ -64,7 +64,7 @@ def _parse_flags() -> None:
         raise UserError(_one_line(error)) from error
     # A config file is Python and can fail in any way; an unknown override fails in several.
     except Exception as error:
-        wrong = _unknown_override(sys.argv)
+        wrong = _unknown_override(sys.argv, error)
         raise UserError(wrong or f"the config cannot be read: {_one_line(error)}") from error
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
@@ -80,7 +80,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(part for part in (first, lines[-1]) if part)
 
 
-def _unknown_override(argv: Sequence[str]) -> str | None:
+def _unknown_override(argv: Sequence[str], error: Exception) -> str | None:
     """What to say of the first --config.NAME that no config has; None if there is none."""
     from rethink_jax import models
     from rethink_jax.config import SETTINGS
@@ -94,4 +94,12 @@ def _unknown_override(argv: Sequence[str]) -> str | None:
             continue
         if not any(k == name[1] or k.startswith(f"{name[1]}.") for k in known):
             return f"--config.{name[1]}: the config has no such field{suggest(name[1], known)}"
+        field = name[1].removeprefix("trial.model.")
+        if field != name[1] and repr(field) in str(error):
+            having = [m for m in models.MODELS if field in models.fields_of(m)]
+            return (
+                f"--config.{name[1]}: the config's network has no field {field!r} (of "
+                f"{', '.join(having)}); to take another network, write in the config "
+                f"trial.model = rethink_jax.network({having[0]!r})"
+            )
     return None

@@ -72,6 +72,25 @@ def default_config(mode: str = "full") -> Any:
     return config
 
 
+def network(name: str, **fields: Any) -> dict[str, Any]:
+    """A network with all of its fields, for `config.trial.model`: those given, else the defaults.
+
+    With all of them there, any can be set from the command line.
+
+    Raises:
+      UserError: an unknown network or field.
+    """
+    trials.FIELDS["model.name"].check("model.name", name)
+    known = models.fields_of(name)
+    for field in fields:
+        if field not in known:
+            raise UserError(
+                f"model {name!r} has no field {field!r}; it has {', '.join(known)}"
+                f"{suggest(field, known)}"
+            )
+    return {"name": name} | {k: f.default for k, f in known.items()} | fields
+
+
 def settings(config: Any) -> dict[str, Any]:
     """The checked settings of a config, {dotted name: value}, defaults filled in.
 

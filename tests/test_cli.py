@@ -133,6 +133,12 @@ MISTAKES = {
         "--config.trial.model.hiden",
         "did you mean 'trial.model.hidden'?",
     ),
+    "field_of_another_network": (
+        _given("--config.trial.model.batch_norm=False"),
+        "'batch_norm'",
+        "inception",
+        "rethink_jax.network(",
+    ),
     "unknown_axis": (
         _given("--config.sweep.sed=(0,)"),
         "--config.sweep.sed",
@@ -343,7 +349,9 @@ def test_one_line(error, line):
 )
 def test_unknown_override_names_the_whole_field_and_the_nearest(override, near):
     right = "--config.trial.optimizer.momentum=0.5"
-    message = cli._unknown_override(["sweep", "--config=x.py", right, f"--config.{override}=1"])
+    message = cli._unknown_override(
+        ["sweep", "--config=x.py", right, f"--config.{override}=1"], KeyError("x")
+    )
     assert message.startswith(f"--config.{override}: ")
     assert f"did you mean {near!r}?" in message
 
@@ -351,4 +359,4 @@ def test_unknown_override_names_the_whole_field_and_the_nearest(override, near):
 def test_known_overrides_are_not_complained_of():
     # Then the config file itself is what failed.
     known = ["--config=x.py", "--config.sweep.union.a.seed=1", "--config.trial.model.hidden=3"]
-    assert cli._unknown_override(["sweep", *known]) is None
+    assert cli._unknown_override(["sweep", *known], KeyError("x")) is None

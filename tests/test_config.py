@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from ml_collections import config_dict
 
-from rethink_jax import config, default_config, trials
+from rethink_jax import config, default_config, models, trials
 from rethink_jax.config import SETTINGS
 from rethink_jax.schema import Field, UserError, flatten, nest
 from rethink_jax.trials import FIELDS
@@ -18,10 +18,10 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(p for p in (ROOT / "configs").glob("*.py") if not p.name.startswith("_"))
 
 
-def error_of(call, *args):
+def error_of(call, *args, **kwargs):
     """The message of the UserError that a call raises: always one line."""
     with pytest.raises(UserError) as caught:
-        call(*args)
+        call(*args, **kwargs)
     message = str(caught.value)
     assert message
     assert "\n" not in message
@@ -251,3 +251,25 @@ def test_describe_names_every_field_and_setting_once():
         line.split(" = ")[0].strip() for line in config.describe().splitlines() if "  * " in line
     ]
     assert traced == [f"trial.{k}" for k in trials.TRACED]
+
+
+# --- networks -------------------------------------------------------------------------------------
+
+
+def test_a_network_has_all_of_its_fields():
+    found = config.network("inception", batch_norm=False)
+    assert found.keys() == {"name", *models.fields_of("inception")}
+    assert found["batch_norm"] is False
+    trials.resolve({"model": found})
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "words"),
+    [
+        ("incepton", {}, ("'incepton'", "did you mean 'inception'?")),
+        ("alexnet", {"ordr": "paper"}, ("'ordr'", "did you mean 'order'?")),
+    ],
+)
+def test_a_network_that_is_none_is_refused(name, fields, words):
+    message = error_of(config.network, name, **fields)
+    assert all(word in message for word in words), message
