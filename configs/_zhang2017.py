@@ -25,8 +25,10 @@ MLP_1X512 = {
     "batch_size": (32,),
     "optimizer": {"learning_rate": (0.01,), "decay_params": (".*kernel",)},
 }
+# UNSTATED in paper: how weights start. Of the deep network, LeCun normal ones end 2.2 points above
+# the paper's test accuracy, He normal ones near it.
 MLP_3X512 = {
-    "model": ({"name": "mlp", "hidden": (512, 512, 512)},),
+    "model": ({"name": "mlp", "hidden": (512, 512, 512), "kernel_init": "he_normal"},),
     "batch_size": (32,),
     "optimizer": {"learning_rate": (0.01,), "decay_params": (".*kernel",)},
 }
