@@ -188,7 +188,8 @@ def score_batch(
         losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxY, labels_B)
         hits_B = logits_BxY.argmax(-1) == labels_B
         own_Bx1 = jnp.take_along_axis(logits_BxY, labels_B[:, None], axis=-1)
-        top5_B = (logits_BxY > own_Bx1).sum(-1) < 5
+        # Not (logits > own): with logits that are not numbers no label is among the best.
+        top5_B = (~(logits_BxY <= own_Bx1)).sum(-1) < 5
         loss = jnp.where(valid_B, losses_B, 0).sum()
         sums.append(Scores(loss, (hits_B & valid_B).sum(), (top5_B & valid_B).sum()))
     return sums

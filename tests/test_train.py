@@ -288,6 +288,9 @@ def test_top5_counts_the_labels_among_the_five_best(small_trial):
     assert top1 == pytest.approx((best[:, 0] == labels).mean())
     assert top5 == pytest.approx((best[:, :5] == labels[:, None]).any(1).mean())
     assert top1 < top5 < 1
+    broken = state._replace(params=jax.tree.map(lambda w: w * jnp.nan, state.params))
+    ((_, _, top5),) = train.evaluate(spec, data.test, own, broken, (own.test_labels,))
+    assert top5 == 0
 
 
 def test_input_dropout_drops_the_given_part_and_keeps_the_mean(small_trial):
