@@ -8,7 +8,7 @@ Tomioka, Srebro (2014) saw it first.
 COMMAND  python -m launch.sweep --config=configs/mnist_hidden_units.py --workdir=runs/mnist_hidden
          python -m launch.report --workdir=runs/mnist_hidden
          needs MNIST in .data/ (any public layout), or --config.data_files.download=True
-COST     33 trials in 11 groups; see BUILD_NOTES.md
+COST     33 trials in 11 groups; not run in full
 """
 
 from rethink_jax import default_config

@@ -9,8 +9,7 @@ COMMAND  python -m launch.sweep --config=configs/table4.py --workdir=runs/table4
          python -m launch.report --workdir=runs/table4
          some rows only: --config.only="model.name=mlp" (the others can follow in the same workdir)
          needs CIFAR-10 in .data/ (any public layout), or --config.data_files.download=True
-COST     18 trials in 4 groups. Those with weight decay on the MLPs: see BUILD_NOTES.md. The
-         convolutional networks: not run in full; they need a GPU
+COST     18 trials in 4 groups; not run in full. The convolutional networks need a GPU
 """
 
 from configs._zhang2017 import (
