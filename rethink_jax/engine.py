@@ -128,7 +128,8 @@ class GroupRun(LaneRun):
         self.compile()
         state_L = self._empty_lanes()
         if restored:
-            self._take_up(state_L, *restored)
+            saved, meta = restored
+            self._take_up(state_L, saved, meta["lanes"], saved.epoch)
         self._state = self.programs.put(state_L)
         self._inputs = self.programs.put(self._inputs_L)
         self._refill()
@@ -153,36 +154,17 @@ class GroupRun(LaneRun):
         known = meta["layout"] == self._describe(self._chosen)
         return known and {t.trial_id for t in self.waiting} <= set(meta["lanes"])
 
+    def _place(self, trial: Trial) -> int | None:
+        in_use = {int(self._inputs_L.image_set[i]) for i, t in enumerate(self.lanes) if t}
+        return self._images.place_of(trial_inputs.pixel_spec(trial), in_use)
+
     def _next_trial(self) -> tuple[Trial, int] | None:
         """The first waiting trial whose images are there or can be made, and where they are."""
-        in_use = {
-            int(self._inputs_L.image_set[i]) for i, t in enumerate(self.lanes) if t is not None
-        }
         for trial in self.waiting:
-            place = self._images.place_of(trial_inputs.pixel_spec(trial), in_use)
-            if place is not None:
+            if (place := self._place(trial)) is not None:
                 self.waiting.remove(trial)
                 return trial, place
         return None
-
-    def _take_up(
-        self, state_L: train.TrialState, saved: train.TrialState, meta: dict[str, Any]
-    ) -> None:
-        """Puts the trials of a checkpoint back into lanes: their own ones, where these exist."""
-        waiting = {t.trial_id: t for t in self.waiting}
-        for row, trial_id in enumerate(meta["lanes"]):
-            trial = waiting.get(trial_id)
-            own = row if row < len(self.lanes) and self.lanes[row] is None else self._free_lane()
-            if trial is None or own is None:
-                continue
-            in_use = {int(self._inputs_L.image_set[i]) for i, t in enumerate(self.lanes) if t}
-            place = self._images.place_of(trial_inputs.pixel_spec(trial), in_use)
-            if place is None:
-                continue
-            self.waiting.remove(trial)
-            self._assign(own, trial, place)
-            copy_lane(state_L, own, saved, row)
-            self.epochs_of[trial] = int(saved.epoch[row])
 
     def _refill(self) -> None:
         fresh_L = np.zeros(self.layout.lanes, np.bool_)

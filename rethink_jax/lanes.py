@@ -262,6 +262,26 @@ class LaneRun:
         self._noise[trial] = tuple(float(np.mean(a != b)) for a, b in pairs)  # type: ignore[assignment]
         self.epochs_of.setdefault(trial, 0)
 
+    def _place(self, trial: Trial) -> int | None:
+        """Where among the shared images a trial's are, or None if it has to wait for them."""
+        del trial
+        return 0
+
+    def _take_up(
+        self, state_L: Any, saved_L: Any, trial_ids: list[str | None], epoch_L: np.ndarray
+    ) -> None:
+        """Puts the trials of a checkpoint back into lanes: their own ones, where these exist."""
+        waiting = {t.trial_id: t for t in self.waiting}
+        for row, trial_id in enumerate(trial_ids):
+            trial = waiting.get(trial_id)
+            own = row if row < len(self.lanes) and self.lanes[row] is None else self._free_lane()
+            if trial is None or own is None or (place := self._place(trial)) is None:
+                continue
+            self.waiting.remove(trial)
+            self._assign(own, trial, place)
+            copy_lane(state_L, own, saved_L, row)
+            self.epochs_of[trial] = int(epoch_L[row])
+
     def _finish(self, lane: int, state: train.TrialState) -> None:
         """Hands over the trial of a lane, which is free then."""
         trial = self.lanes[lane]

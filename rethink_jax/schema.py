@@ -25,6 +25,11 @@ def suggest(name: str, allowed: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
+def first_line(error: Exception) -> str:
+    """What an error says first; its name, if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 @dataclasses.dataclass(frozen=True)
 class Field:
     """One config field: its type, what it may hold and what that decides.

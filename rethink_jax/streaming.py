@@ -18,7 +18,7 @@ from rethink_jax import chunks, step, train
 from rethink_jax.data import loader
 from rethink_jax.data.streamed import StreamedDataset
 from rethink_jax.devices import available_cores
-from rethink_jax.lanes import Finished, LanePrograms, LaneRun, Layout, copy_lane, program_bytes
+from rethink_jax.lanes import Finished, LanePrograms, LaneRun, Layout, program_bytes
 from rethink_jax.trials import Group, Trial
 
 _CHUNK_BYTES = 2**26
@@ -133,7 +133,11 @@ class StreamRun(LaneRun):
         self._test_labels = jax.device_put(self._dataset.test_labels, self.programs.shared)
         state_L = self._empty_lanes()
         if restored:
-            self._take_up(state_L, *restored)
+            saved, meta = restored
+            self._take_up(state_L, saved, meta["lanes"], saved.trial.epoch)
+            self._at = Position(**meta["position"])
+            if self._at.split == "train" and self.busy:
+                self._count_epochs()
         self._state = self.programs.put(state_L)
         self._inputs = self.programs.put(self._inputs_L)
         self._attend(Report(state_L.trial.status, state_L.partial.due))
@@ -222,21 +226,3 @@ class StreamRun(LaneRun):
             fresh_L[lane] = True
         self._inputs = self.programs.put(self._inputs_L)
         self._state = self.programs.start(self._inputs, self.programs.put(fresh_L), self._state)
-
-    def _take_up(
-        self, state_L: chunks.StreamState, saved: chunks.StreamState, meta: dict[str, Any]
-    ) -> None:
-        """Puts the trials of a checkpoint back into lanes: their own ones, where these exist."""
-        waiting = {t.trial_id: t for t in self.waiting}
-        for row, trial_id in enumerate(meta["lanes"]):
-            trial = waiting.get(trial_id)
-            own = row if row < len(self.lanes) and self.lanes[row] is None else self._free_lane()
-            if trial is None or own is None:
-                continue
-            self.waiting.remove(trial)
-            self._assign(own, trial, 0)
-            copy_lane(state_L, own, saved, row)
-            self.epochs_of[trial] = int(saved.trial.epoch[row])
-        self._at = Position(**meta["position"])
-        if self._at.split == "train" and self.busy:
-            self._count_epochs()

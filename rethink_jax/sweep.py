@@ -53,6 +53,8 @@ class Sweep:
         self.all_trials = trials.expand(self.config)
         self.trials = trials.select(self.all_trials, self.settings["only"])
         self.groups = trials.group(self.trials)
+        every = trials.group(self.all_trials)
+        self._group_ids = {t.trial_id: g.group_id for g in every for t in g.trials}
         for group in self.groups:
             choose_layout(self.settings, len(group.trials))
         names = sorted({t["data.name"] for t in self.trials})
@@ -73,9 +75,7 @@ class Sweep:
 
     def planned_rows(self) -> list[dict[str, Any]]:
         """A row for every trial, also those not selected, in order, as if none had been run."""
-        groups = trials.group(self.all_trials)
-        ids = {t.trial_id: g.group_id for g in groups for t in g.trials}
-        return [records.planned_row(t, ids[t.trial_id]) for t in self.all_trials]
+        return [records.planned_row(t, self._group_ids[t.trial_id]) for t in self.all_trials]
 
     def group_run(self, group: Group, on_finished: Any) -> GroupRun | StreamRun:
         """The group, ready to begin."""

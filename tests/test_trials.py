@@ -731,7 +731,7 @@ def test_dropout_in_a_network_without_dropout_is_refused(monkeypatch):
         num_classes: int
 
         def __call__(self, images, train):
-            raise NotImplementedError
+            return images
 
     monkeypatch.setitem(models.MODELS, "plain", Plain)
     given = {"model": {"name": "plain"}, "regularizer": {"dropout": 0.5}}

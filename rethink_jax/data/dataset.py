@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
+import os
+from pathlib import Path
 from typing import Protocol, Self, TypeVar
 
 import numpy as np
+from absl import logging
 
 from rethink_jax.schema import UserError
 
@@ -127,3 +131,16 @@ def subset(dataset: Set, num_train: int, seed: int, balanced: bool) -> Set:
                 "smallest class"
             )
     return dataset.select(np.sort(order[:num_train]))
+
+
+def store_npy(path: Path, array: np.ndarray) -> None:
+    """Writes a cache file whole or not at all; if it cannot be written, says so and goes on."""
+    part = path.with_name(f".{path.stem}-{os.getpid()}.part.npy")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(part, array)
+        part.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        logging.warning("no cache at %s: %s", path, error)

@@ -7,7 +7,6 @@ TFDS; a download, if the config allows it. Whatever was decoded from files is ca
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Sequence
@@ -19,9 +18,9 @@ import numpy as np
 from absl import logging
 
 from rethink_jax.data import readers, streamed
-from rethink_jax.data.dataset import Dataset
+from rethink_jax.data.dataset import Dataset, store_npy
 from rethink_jax.data.streamed import StreamedDataset
-from rethink_jax.schema import UserError, suggest
+from rethink_jax.schema import UserError, first_line, suggest
 
 _DIGITS = tuple("0123456789")
 _CIFAR_CLASSES = (
@@ -266,15 +265,7 @@ def _cached(name: str, root: Path, files: list[Path], layout: readers.Layout) ->
     rows["image"] = np.concatenate([train_images, test_images])
     rows["label"] = np.concatenate([train_labels, test_labels])
     rows["train"] = np.arange(len(rows)) < len(train_images)
-    part = path.with_name(f".{path.stem}-{os.getpid()}.part.npy")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(part, rows)
-        part.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        logging.warning("no cache of the decoded %s: %s", name, error)
+    store_npy(path, rows)
     return arrays
 
 
@@ -305,15 +296,11 @@ def _from_tfds(name: str, builder: str, root: Path) -> Dataset:
     except Exception as error:
         raise UserError(
             f"{name}: TFDS has no prepared image data set {builder!r} with train and test splits "
-            f"({_first_line(error)}); prepare it once where TensorFlow is installed: "
+            f"({first_line(error)}); prepare it once where TensorFlow is installed: "
             f"python -c \"import tensorflow_datasets as t; t.builder('{builder}', "
             "file_format='array_record').download_and_prepare()\""
         ) from error
     return Dataset(name, *parts, class_names, "TensorFlow Datasets")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _download(urls: tuple[tuple[str, str, str], ...], root: Path) -> None:
@@ -331,6 +318,6 @@ def _download(urls: tuple[tuple[str, str, str], ...], root: Path) -> None:
         # Networks fail in many ways; a wrong checksum is a ValueError.
         except Exception as error:
             raise UserError(
-                f"could not fetch {url}: {_first_line(error)}; fetch it by other means "
+                f"could not fetch {url}: {first_line(error)}; fetch it by other means "
                 f"and put it into {(root / folder).absolute()}"
             ) from error

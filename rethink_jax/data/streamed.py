@@ -19,7 +19,8 @@ from typing import Any, Protocol
 import numpy as np
 from absl import logging
 
-from rethink_jax.schema import UserError
+from rethink_jax.data.dataset import store_npy
+from rethink_jax.schema import UserError, first_line
 
 _SUFFIXES = (".jpeg", ".jpg", ".png")
 _TEST_FOLDERS = ("val", "test", "validation")
@@ -111,9 +112,8 @@ class StreamedDataset:
             return decode(images[place], self.image_size)
         # Pillow raises many kinds of error on broken files, some of other libraries.
         except Exception as error:
-            why = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
-                f"{images.where(place)} cannot be read as an image ({why}); "
+                f"{images.where(place)} cannot be read as an image ({first_line(error)}); "
                 "put a whole 8-bit JPEG or PNG in its place, or take it away"
             ) from error
 
@@ -322,11 +322,11 @@ def from_tfds(name: str, builder: str, test_split: str, root: Path) -> StreamedD
         sizes = [(s, len(source[s]), info.splits[s].num_bytes) for s in ("train", test_split)]
     # TFDS raises its own and others' errors; each means that the set cannot be read as it is.
     except Exception as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"no {name} in {root.absolute()}: neither a folder {name}/ with {_LAYOUT}, nor a set "
-            f"{builder!r} prepared by TFDS as ArrayRecord ({why}); put one there, name another "
-            "folder with --config.data_files.dir=FOLDER or $RETHINK_DATA_DIR, and for TFDS: "
+            f"{builder!r} prepared by TFDS as ArrayRecord ({first_line(error)}); put one there, "
+            "name another folder with --config.data_files.dir=FOLDER or $RETHINK_DATA_DIR, or for "
+            "TFDS: "
             "pip install 'rethink_jax[tfds]'"
         ) from error
     stamp = hashlib.sha256(repr((info.full_name, class_names, sizes)).encode())
@@ -354,13 +354,5 @@ def _cached_labels(rows: Any, path: Path) -> np.ndarray:
             return labels_N
     logging.info("reading the labels of %d records, once", len(rows))
     labels_N = np.array([rows[i]["label"] for i in range(len(rows))], np.int32)
-    part = path.with_name(f".{path.stem}-{os.getpid()}.part.npy")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(part, labels_N)
-        part.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        logging.warning("no cache of the labels at %s: %s", path, error)
+    store_npy(path, labels_N)
     return labels_N
