@@ -28,6 +28,11 @@ def setup() -> None:
             flags += f" {name}={value}"
     os.environ["XLA_FLAGS"] = flags.strip()
     # Compiled programs are kept between runs. The folder can be moved or, set empty, turned off.
-    cache = os.path.join(os.path.expanduser("~"), ".cache", "rethink_jax", "xla")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
+    default = os.path.join(os.path.expanduser("~"), ".cache", "rethink_jax", "xla")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", default)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+
+def cache_folder() -> str:
+    """Where compiled programs and measurements of this machine are kept; empty if nowhere."""
+    return os.environ.get("JAX_COMPILATION_CACHE_DIR", "")

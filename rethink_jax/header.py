@@ -35,7 +35,7 @@ def run_facts(command: list[str]) -> dict[str, Any]:
         "git": _git(),
         "versions": {"python": platform.python_version()} | {p: _version(p) for p in _PACKAGES},
         "devices": [f"{d.platform}:{d.id} {d.device_kind}" for d in jax.local_devices()],
-        "cpu": {"model": _cpu_model(), "cores": available_cores()},
+        "cpu": {"model": cpu_model(), "cores": available_cores()},
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
 
@@ -80,7 +80,8 @@ def _git() -> dict[str, Any] | None:
         return None
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """What the processor calls itself."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(

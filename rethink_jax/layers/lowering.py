@@ -24,6 +24,8 @@ Pads = tuple[tuple[int, int], tuple[int, int]]  # Rows above and below, columns 
 
 # Patches of so many bytes are made at a time: about a core's second-level cache.
 _BLOCK_BYTES = 2**20
+# ... or, if that is more, so many times the kernel's size.
+_KERNELS = 4
 
 
 class ConvShape(NamedTuple):
@@ -212,11 +214,9 @@ class _Blocks(NamedTuple):
         kh, kw, channels, features = kernel.shape
         width = kh * kw * self.widest(channels, features)
         one = x.shape[1] * x.shape[2] * width * x.dtype.itemsize
-        return max(
-            n
-            for n in range(1, len(x) + 1)
-            if len(x) % n == 0 and (n == 1 or n * one <= _BLOCK_BYTES)
-        )
+        # Each block reads the kernel and adds to its gradient: it should be no smaller than these.
+        most = max(1, max(_BLOCK_BYTES, _KERNELS * kernel.size * kernel.dtype.itemsize) // one)
+        return max(n for n in range(1, len(x) + 1) if len(x) % n == 0 and n <= most)
 
     @functools.cache  # noqa: B019 (three of them live as long as the module)
     def convolution(self, pads: Pads) -> Callable[[jax.Array, jax.Array], jax.Array]:
@@ -289,9 +289,9 @@ def by_rule(shape: ConvShape) -> str:
     """The lowering where nothing was measured: what was best on the machines tried."""
     if jax.default_backend() != "cpu":
         return "lax"
-    if 2 * shape.channels < shape.features:
+    if shape.stride > 1 or 2 * shape.channels < shape.features:
         return "input_patches"
-    return "output_patches" if shape.channels > shape.features else "both_patches"
+    return "output_patches" if shape.channels >= 2 * shape.features else "both_patches"
 
 
 Choice = Callable[[ConvShape], str]  # Gives the name of a lowering.

@@ -1,5 +1,6 @@
 """Every lowering of a convolution against XLA's own operation, alone and for several lanes."""
 
+import dataclasses
 import functools
 
 import jax
@@ -120,9 +121,12 @@ def test_every_lowering_adds_up_bfloat16_in_float32():
     ("channels", "features", "expected"),
     [(3, 64, "input_patches"), (96, 32, "output_patches"), (64, 64, "both_patches")],
 )
-def test_rule_takes_the_narrower_side(channels, features, expected):
+def test_rule_takes_the_narrower_side(channels, features, expected, monkeypatch):
     shape = lowering.ConvShape(28, 28, channels, features, (3, 3), 1, "SAME", "float32")
     assert lowering.by_rule(shape) == expected
+    assert lowering.by_rule(shape._replace(stride=2)) == "input_patches"
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert lowering.by_rule(shape) == "lax"
 
 
 def test_choice_is_asked_for_every_convolution_but_1x1_and_ends_with_its_context():
@@ -138,7 +142,7 @@ def test_choice_is_asked_for_every_convolution_but_1x1_and_ends_with_its_context
     assert len(asked) == 1
 
 
-def engine_program(model, batching):
+def engine_program(model, batching, lowering_of=lowering.by_rule):
     """The engine's program for trials of a network, as it is handed to XLA."""
     codes = np.zeros((4, 28, 28, 3), np.uint8)
     labels = np.zeros(4, np.int32)
@@ -146,6 +150,7 @@ def engine_program(model, batching):
     trial = {"batch_size": 2, "model": model, "preprocess": {"crop_size": None}}
     group = trials.group(trials.expand({"trial": trial}))[0]
     spec = inputs.make_spec(group.trials, dataset, 1)
+    spec = dataclasses.replace(spec, lowering_of=lowering_of)
     own = train.Inputs(inputs.trial_hypers(group.trials[0]), labels, labels, np.int32(0))
     images = train.Images(codes[None], np.ones((1, 4), np.float32), np.zeros((1, 4), np.float32))
     data = train.Data(images, images, labels)
@@ -171,6 +176,6 @@ def test_none_is_put_into_the_compiled_program(batching):
 
 
 def test_the_tests_above_would_see_one():
-    with lowering.chosen_by(lambda _: "lax"):
-        lowered = engine_program({"name": "sequential", "layers": ("conv 8 3", "flatten")}, "map")
+    model = {"name": "sequential", "layers": ("conv 8 3", "flatten")}
+    lowered = engine_program(model, "map", lambda _: "lax")
     assert "convolution" in lowered.as_text() and " convolution(" in lowered.compile().as_text()
