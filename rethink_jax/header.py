@@ -14,9 +14,10 @@ from typing import Any
 
 import jax
 
-from rethink_jax.data.dataset import Dataset
-from rethink_jax.data.streamed import StreamedDataset
+from rethink_jax import records, trials
 from rethink_jax.devices import available_cores
+from rethink_jax.inputs import AnyDataset
+from rethink_jax.schema import UserError
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml-collections", "numpy",
              "pillow")  # fmt: skip
@@ -25,6 +26,42 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml-collectio
 def sha256(config: dict[str, Any]) -> str:
     """SHA-256 of the canonical JSON of a config."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def opened(
+    config: dict[str, Any], datasets: dict[str, AnyDataset], workdir: records.Workdir
+) -> dict[str, Any]:
+    """The header of a new workdir, or that of this one after checking that it fits.
+
+    Raises:
+      UserError: the workdir belongs to another experiment, or to other images.
+    """
+    fixed = trials.fixed_fields(config)
+    data = {name: data_facts(d) for name, d in datasets.items()}
+    old = workdir.header()
+    if old is not None:
+        before = old["fixed_fields"]
+        as_stored = {k: list(v) if isinstance(v, tuple) else v for k, v in fixed.items()}
+        if wrong := [k for k in sorted(before) if k in fixed and before[k] != as_stored[k]]:
+            changes = "; ".join(f"{k}: {before[k]!r} there, {fixed[k]!r} now" for k in wrong)
+            raise UserError(
+                f"the workdir {workdir.path} holds another experiment ({changes}); "
+                "name another --workdir, or sweep over the field"
+            )
+        for name in old["data"].keys() & data.keys():
+            if old["data"][name]["fingerprint"] != data[name]["fingerprint"]:
+                raise UserError(
+                    f"the images of {name} are not those that {workdir.path} was begun with; "
+                    "restore the data files, or name another --workdir"
+                )
+    return {
+        "format": records.FORMAT,
+        "config": config,
+        "config_sha256": sha256(config),
+        "fixed_fields": fixed,
+        "data": (old or {}).get("data", {}) | data,
+        "runs": (old or {}).get("runs", []),
+    }
 
 
 def run_facts(command: list[str]) -> dict[str, Any]:
@@ -40,7 +77,7 @@ def run_facts(command: list[str]) -> dict[str, Any]:
     }
 
 
-def data_facts(dataset: Dataset | StreamedDataset) -> dict[str, Any]:
+def data_facts(dataset: AnyDataset) -> dict[str, Any]:
     """Which images a sweep was run on."""
     return {
         "train": len(dataset.train_labels),

@@ -1,0 +1,211 @@
+"""Runs the groups of a sweep one after another, and writes what they finish."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from rethink_jax import memory, records, train
+from rethink_jax.checkpoint import GroupCheckpoint, save_network
+from rethink_jax.cli import EXIT_INTERRUPTED, EXIT_OK
+from rethink_jax.lanes import Finished, LaneRun
+from rethink_jax.progress import Progress, Snapshot
+from rethink_jax.result import result_of
+from rethink_jax.schema import first_line
+from rethink_jax.step import Spec
+from rethink_jax.trials import Group, Trial
+
+if TYPE_CHECKING:
+    from rethink_jax.sweep import Sweep
+
+_TABLE_SECONDS = 5.0  # Between refreshes of trials.csv.
+
+
+class Runner:
+    """Runs the groups of one sweep one after another, and writes what they finish."""
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        workdir: records.Workdir,
+        finished: dict[str, dict[str, Any]],
+        progress: Progress,
+        signals: list[int],
+        head: dict[str, Any],
+    ):
+        self._sweep, self._workdir, self._finished = sweep, workdir, finished
+        self._progress, self._signals, self._head = progress, signals, head
+        self._layouts = head["runs"][-1].setdefault("groups", {})
+        self._failed: list[str] = []
+        self._own = {t.trial_id for t in sweep.trials}
+        self._writes: list[Future[None]] = []
+        self._steps = 0
+        self._table_written = 0.0
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """While open, finished trials are written by a thread of their own."""
+        with ThreadPoolExecutor(1, "writer") as self._writer:
+            self._write_table()
+            yield
+            self._await_writes(0)
+            self._write_table()
+
+    def run_group(self, group: Group) -> None:
+        """Runs a group to its end or to a signal; out of memory, again with fewer lanes."""
+        lanes = 0  # As the settings say.
+        while lanes is not None and not self._signals:
+            try:
+                return self._attempt(group, lanes)
+            except memory.OutOfMemory as error:
+                self._failed.append(f"group {group.group_id}: {error}")
+                return None
+            except Exception as error:
+                if not memory.is_out_of_memory(error) or group.group_id not in self._layouts:
+                    raise
+                said = first_line(error)
+            # With the error its frames are gone, and with these the arrays of what has failed.
+            self._drop_writes()
+            failed = self._layouts[group.group_id]
+            lanes = memory.fewer_lanes(failed["lanes"], failed["devices"])
+            self._progress.say(
+                f"out of memory with {failed['lanes']} lanes ({said}); group {group.group_id} "
+                + (f"goes on with {lanes}" if lanes else "is left")
+            )
+        if lanes is None:
+            self._failed.append(
+                f"group {group.group_id} runs out of memory with one lane on each of "
+                f"{failed['devices']} device(s). {memory.ADVICE}"
+            )
+
+    def _attempt(self, group: Group, lanes: int) -> None:
+        """Runs a group to its end or to a signal, from its checkpoint if there is one."""
+        todo = [t for t in group.trials if t.trial_id not in self._finished]
+        if not todo:
+            return
+        # Not `run` itself, which would refer to itself: its arrays are to go when it goes.
+        run = self._sweep.group_run(group, lambda f: self._submit(spec, group, f), lanes)
+        spec = run.spec
+        checkpoint, done = GroupCheckpoint(self._workdir.group_dir(group.group_id)), False
+        with contextlib.closing(run), contextlib.ExitStack() as stack:
+            stack.callback(lambda: checkpoint.close(delete=done))
+            self._begin(run, group, todo, checkpoint, fit=not lanes)
+            epochs_before = sum(run.epochs_of.values())
+            steps_before, saved = self._steps, time.monotonic()
+            while run.busy and not self._signals:
+                run.step()
+                # Those under way hold memory of the devices.
+                self._await_writes(run.chosen.lanes)
+                epochs = sum(run.epochs_of.values()) - epochs_before
+                self._steps = steps_before + round(spec.steps_per_epoch * epochs)
+                self._show(run)
+                if time.monotonic() - self._table_written > _TABLE_SECONDS:
+                    self._write_table()
+                if time.monotonic() - saved > self._sweep.settings["checkpoint.every_seconds"]:
+                    checkpoint.save(*run.checkpoint())
+                    saved = time.monotonic()
+            if run.busy:
+                checkpoint.save(*run.checkpoint())
+            self._await_writes(0)
+            done = not run.busy
+
+    def _begin(
+        self, run: LaneRun, group: Group, todo: list[Trial], checkpoint: GroupCheckpoint, fit: bool
+    ) -> None:
+        """Fills the lanes, after taking fewer if that is asked for and there is no memory."""
+        restored = checkpoint.restore(run.one_state)
+        self._progress.preparing(f"compiling the program of group {group.group_id}")
+        self._layouts[group.group_id] = run.chosen.describe()
+        if fit and (note := run.fit()):
+            self._progress.say(f"group {group.group_id}: {note}")
+            self._layouts[group.group_id] = run.chosen.describe()
+        self._workdir.write_header(self._head)
+        run.begin(todo, restored)
+
+    def close(self, seconds: float) -> int:
+        """Says how it ended; returns the exit code.
+
+        Raises:
+          OutOfMemory: there is a group that no number of lanes could run.
+        """
+        done = sum(t.trial_id in self._finished for t in self._sweep.trials)
+        if self._signals and done < len(self._sweep.trials):
+            self._progress.say(
+                f"interrupted with {done} of {len(self._sweep.trials)} trials done; everything is "
+                "saved, the same command goes on from here"
+            )
+            return EXIT_INTERRUPTED
+        if self._failed:
+            raise memory.OutOfMemory("; ".join(self._failed))
+        counts = {}
+        for t in self._sweep.trials:
+            status = self._finished[t.trial_id]["status"]
+            counts[status] = counts.get(status, 0) + 1
+        what = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
+        rate = self._steps / seconds
+        self._progress.say(
+            f"{done} trials done ({what}) in {seconds:.1f} s, {rate:,.0f} trial-steps/s with "
+            f"everything; results in {self._workdir.path}"
+        )
+        return EXIT_OK
+
+    def _show(self, run: LaneRun) -> None:
+        done = [r for i, r in list(self._finished.items()) if i in self._own]
+        epochs = [r["epochs"] for r in done]
+        expected = np.mean(epochs) if epochs else run.spec.fields["stop.max_epochs"]
+        left = len(self._sweep.trials) - len(done)
+        begun = sum(run.epochs_of[t] for t in run.lanes if t is not None)
+        self._progress.update(
+            Snapshot(
+                lanes_busy=run.busy,
+                lanes=run.layout.lanes,
+                done=len(done),
+                total=len(self._sweep.trials),
+                diverged=sum(r["status"] == "diverged" for r in done),
+                steps=self._steps,
+                steps_left=max(left * expected - begun, 0) * run.spec.steps_per_epoch,
+            )
+        )
+
+    def _write_table(self) -> None:
+        self._workdir.write_table(self._sweep.planned_rows(), dict(self._finished))
+        self._table_written = time.monotonic()
+
+    # --- finished trials --------------------------------------------------------------------------
+
+    def _submit(self, spec: Spec, group: Group, finished: Finished) -> None:
+        self._writes.append(self._writer.submit(self._write, spec, group, finished))
+
+    def _await_writes(self, most: int) -> None:
+        """Waits until at most so many writes are under way; raises what a write raised."""
+        while self._writes and (len(self._writes) > most or self._writes[0].done()):
+            self._writes.pop(0).result()
+
+    def _drop_writes(self) -> None:
+        """Waits for what is being written; trials whose write runs out of memory are not done."""
+        while self._writes:
+            try:
+                self._await_writes(0)
+            except Exception as error:
+                if not memory.is_out_of_memory(error):
+                    raise
+
+    def _write(self, spec: Spec, group: Group, finished: Finished) -> None:
+        trial, state = finished.trial, jax.device_get(finished.state)
+        self._workdir.trial_dir(trial.trial_id).mkdir(exist_ok=True)
+        epochs = int(state.epoch)
+        curve = state.curve[:epochs]
+        result = result_of(spec, group, finished, state)
+        keep = self._sweep.settings["checkpoint.keep"] == "final"
+        if keep and result["status"] != "diverged":
+            variables = {"params": state.params, **state.model_state}
+            save_network(self._workdir.trial_dir(trial.trial_id) / "network", variables)
+        self._workdir.write_curve(trial.trial_id, train.CURVE, curve)
+        self._workdir.write_result(trial.trial_id, result)
+        self._finished[trial.trial_id] = result
