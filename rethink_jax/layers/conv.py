@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 
 Initializer = nn.initializers.Initializer
 
@@ -42,12 +43,12 @@ def convolve(
     """The convolution (cross-correlation) of images with a kernel.
 
     Args:
-      x: float32[B, H, W, C]    kernel: float32[h, w, C, features]
+      x: [B, H, W, C]    kernel: [h, w, C, features], of the same dtype
       padding: "SAME" (TensorFlow's: the odd row or column at the bottom and right) or "VALID"
       patches: as one matrix product with the patches of the images, which then lie in memory
 
     Returns:
-      float32[B, H', W', features]
+      [B, H', W', features] of that dtype
     """
     kh, kw, channels, features = kernel.shape
     if (kh, kw) == (1, 1):
@@ -73,10 +74,11 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """float32[B, H, W, C] -> float32[B, H', W', features]"""
+        """[B, H, W, C] -> [B, H', W', features]"""
         shape = (*self.window, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
         on_cpu = jax.default_backend() == "cpu"
+        x, kernel = promote_dtype(x, kernel)  # As flax's own layers do; XLA refuses a mixture.
         x = convolve(x, kernel, self.stride, self.padding, patches=on_cpu)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,))
@@ -96,7 +98,8 @@ def max_pool(x: jax.Array, window: int, stride: int, padding: str = "SAME") -> j
 def avg_pool(x: jax.Array, window: int, stride: int, padding: str = "SAME") -> jax.Array:
     """The mean of what lies in the image of each window, as in TensorFlow. [B, H, W, C]"""
     if jax.default_backend() != "cpu":
-        return nn.avg_pool(x, (window, window), (stride, stride), padding, count_include_pad=False)
+        means = nn.avg_pool(x, (window, window), (stride, stride), padding, count_include_pad=False)
+        return means.astype(x.dtype)  # flax divides by float32 counts.
     windows = (window, window), stride, 0.0, padding
     values_in_window = sum(_slices(jnp.ones((1, *x.shape[1:3], 1), x.dtype), *windows))
     return sum(_slices(x, *windows)) / values_in_window
