@@ -15,6 +15,7 @@ from absl import logging
 
 from rethink_jax import models, step, train
 from rethink_jax.schema import UserError, flatten
+from rethink_jax.trials import FIELDS
 
 # Orbax orders the steps of a save by counters of the whole process: two saves at once, from two
 # threads, can delete each other's unfinished folders (seen with 0.12.8). Leaving the context of a
@@ -129,7 +130,8 @@ def load_trial(workdir: str | Path, trial_id: str) -> LoadedTrial:
         )
     with ocp.StandardCheckpointer() as checkpointer:
         variables = checkpointer.restore((folder / "network").absolute())
-    fields = {
+    # The default of a field that is newer than the trial is what was done before.
+    fields = {k: f.default for k, f in FIELDS.items()} | {
         k: tuple(v) if isinstance(v, list) else v for k, v in flatten(result["trial"]).items()
     }
     spec = step.Spec(

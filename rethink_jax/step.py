@@ -6,7 +6,7 @@ Everything here is pure and written for one network.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -59,15 +59,45 @@ class Spec:
 
     @property
     def model(self) -> models.Model:
+        """The network, computing in `compute_dtype`."""
         prefix = "model."
         own = {k.removeprefix(prefix): v for k, v in self.fields.items() if k.startswith(prefix)}
         model = models.build(num_classes=self.num_classes, **own)
+        apply = model.apply
+        if self.fields["compute_dtype"] != "float32":
+            apply = _in_dtype(apply, self.fields["compute_dtype"])
 
-        def apply(*args: Any) -> models.Applied:
+        def lowered(*args: Any, **named: Any) -> models.Applied:
             with lowering.chosen_by(self.lowering_of):
-                return model.apply(*args)
+                return apply(*args, **named)
 
-        return model._replace(apply=apply)
+        return model._replace(apply=lowered)
+
+
+def _in_dtype(apply: Callable[..., models.Applied], dtype: str) -> Callable[..., models.Applied]:
+    """A network's `apply` on weights and images of another dtype; all it returns is as before.
+
+    The gradient of a cast is a cast back, so weights get gradients of their own dtype. What else
+    the network keeps goes in uncast: flax's BatchNorm computes its statistics in float32.
+    """
+
+    def cast(tree: Any) -> Any:
+        return jax.tree.map(
+            lambda a: jnp.asarray(a, dtype if a.dtype == jnp.float32 else None), tree
+        )
+
+    def call(variables: models.Variables, images_BxHxWxC: Any, *args: Any, **named: Any) -> Any:
+        params = cast(variables["params"])
+        logits_BxY, state, auxiliary = apply(
+            {**variables, "params": params}, cast(images_BxHxWxC), *args, **named
+        )
+        state = jax.tree.map(
+            lambda new, old: jnp.asarray(new, old.dtype), state, {k: variables[k] for k in state}
+        )
+        up = lambda a: a.astype(jnp.float32)  # noqa: E731
+        return models.Applied(up(logits_BxY), state, tuple(map(up, auxiliary)))
+
+    return call
 
 
 def learning_rate(hypers: Mapping[str, jax.Array], epoch: jax.Array) -> jax.Array:

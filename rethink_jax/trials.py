@@ -34,6 +34,12 @@ FIELDS: dict[str, Field] = {
         "of matrix products, where the device has several",
         choices=("float32", "tensorfloat32", "bfloat16"),
     ),
+    "compute_dtype": Field(
+        str,
+        "float32",
+        "of the network's activations and products; weights, statistics and loss are float32",
+        choices=("float32", "bfloat16"),
+    ),
     "data.name": Field(str, "digits", "the data set, by name, or tfds:NAME, or folder:PATH"),
     "data.image_size": Field(
         int, None, "height and width of the images of a streamed set", low=8, optional=True

@@ -61,7 +61,8 @@ def made_workdir(path, nested_trials, results, name="cifar10"):
             "runs": [{"seconds": 7.0, "cpu": {"cores": 2, "model": "x"}, "devices": ["cpu:0 cpu"]}],
         }
     )
-    workdir.write_table([], workdir.finished())
+    # As in a sweep: in the order of the config, not of the ids.
+    workdir.write_table([records.planned_row(t, "g") for t in resolved], workdir.finished())
     return path
 
 

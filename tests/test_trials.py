@@ -30,7 +30,7 @@ BASE = {
 }
 # trial_id of BASE. It names the trial's folder in every workdir there is: a change of it, also by
 # a new field or another default, makes all of them start again. Then say so in the release notes.
-GOLDEN_ID = "6949bcfada26"
+GOLDEN_ID = "6d93cbe2610d"
 
 
 def error_of(call, *args):
@@ -588,6 +588,7 @@ def test_what_is_traced():
     assert {k for k in FIELDS if k not in TRACED} == {
         "batch_size",
         "matmul_precision",
+        "compute_dtype",
         "data.name",
         "data.image_size",
         "data.num_train",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax
+from flax.linen.dtypes import promote_dtype
 
 from rethink_jax.layers.lowering import convolve
 
@@ -23,9 +24,10 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """float32[B, H, W, C] -> float32[B, H', W', features]"""
+        """[B, H, W, C] -> [B, H', W', features]"""
         shape = (*self.window, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
+        x, kernel = promote_dtype(x, kernel)  # As flax's own layers do; XLA refuses a mixture.
         x = convolve(x, kernel, self.stride, self.padding)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,))

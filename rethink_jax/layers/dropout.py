@@ -23,4 +23,5 @@ class Dropout(nn.Module):
         if not train or (isinstance(rate, float) and rate == 0):
             return x
         kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, x.shape)
-        return jnp.where(kept, x / (1 - rate), jnp.zeros((), x.dtype))
+        # A rate that is an array would make a bfloat16 x float32 for the rest of the network.
+        return jnp.where(kept, x / jnp.float32(1 - rate), 0).astype(x.dtype)

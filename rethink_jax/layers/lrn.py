@@ -17,8 +17,9 @@ def local_response_norm(
     """Each value divided by (bias + alpha * sum of squares of neighbouring channels) ** beta.
 
     Args:
-      x: float32[..., C]. Neighbours of channel c are c-depth_radius to c+depth_radius, itself
-        included; beyond the first and last channel there is nothing.
+      x: [..., C], float32 or narrower; the sums are float32. Neighbours of channel c are
+        c-depth_radius to c+depth_radius, itself included; beyond the first and last channel there
+        is nothing.
       alpha: of the sum, not of the mean.
 
     Source: Krizhevsky et al. 2012, Section 3.3; the defaults are those of TensorFlow's CIFAR-10
@@ -27,5 +28,6 @@ def local_response_norm(
     channels = np.arange(x.shape[-1])
     # A product with a band matrix adds up the neighbours: one fast call, forward and backward.
     band_CxC = (np.abs(channels[:, None] - channels) <= depth_radius).astype(np.float32)
-    sums = jnp.dot(jnp.square(x), band_CxC, precision=jax.lax.Precision.HIGHEST)
-    return x * (bias + alpha * sums) ** -beta
+    squares = jnp.square(x.astype(jnp.float32))
+    sums = jnp.dot(squares, band_CxC, precision=jax.lax.Precision.HIGHEST)
+    return (x * (bias + alpha * sums) ** -beta).astype(x.dtype)

@@ -29,7 +29,8 @@ def max_pool(x: jax.Array, window: int, stride: int, padding: str = "SAME") -> j
 def avg_pool(x: jax.Array, window: int, stride: int, padding: str = "SAME") -> jax.Array:
     """The mean of what lies in the image of each window, as in TensorFlow. [B, H, W, C]"""
     if jax.default_backend() != "cpu":
-        return nn.avg_pool(x, (window, window), (stride, stride), padding, count_include_pad=False)
+        means = nn.avg_pool(x, (window, window), (stride, stride), padding, count_include_pad=False)
+        return means.astype(x.dtype)  # flax divides by float32 counts.
     pads = pads_of(x.shape[1:3], (window, window), stride, padding)
     ones = jnp.ones((1, *x.shape[1:3], 1), x.dtype)
     values_in_window = sum(windows(pad(ones, pads), (window, window), stride))

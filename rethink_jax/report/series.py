@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from rethink_jax import paper, records
+from rethink_jax.trials import FIELDS
 
 
 class Setting(NamedTuple):
@@ -50,9 +51,7 @@ _NOT_A_LINE = ("seed", "corruption.seed", "corruption.label_prob", "corruption.p
 
 def field_columns(trials: pd.DataFrame) -> list[str]:
     """The columns that are fields of a trial."""
-    return [
-        c for c in trials.columns if "." in c or c in ("seed", "batch_size", "matmul_precision")
-    ]
+    return [c for c in trials.columns if "." in c or c in FIELDS]
 
 
 def lines(trials: pd.DataFrame, results: records.Results) -> list[Line]:

@@ -225,3 +225,40 @@ def test_lanes_have_their_own_rates():
         np.testing.assert_array_equal(lanes[lane], traced_drop(x, rate, True, seed))
         fraction = (np.asarray(lanes[lane]) == 0).mean()
         assert abs(fraction - rate) <= SIGMAS * (rate * (1 - rate) / x.size) ** 0.5
+
+
+# --- dtypes ---------------------------------------------------------------------------------------
+
+LAYERS = {
+    "max_pool": lambda x: layers.max_pool(x, 3, 2),
+    "avg_pool": lambda x: layers.avg_pool(x, 3, 2),
+    "lrn": layers.local_response_norm,
+    "dropout": lambda x: layers.Dropout().apply(
+        {}, x, jnp.float32(0.3), True, rngs={"dropout": jax.random.key(0)}
+    ),
+}
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_what_goes_in_as_bfloat16_comes_out_as_bfloat16(name, backend, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    x = normal(0, 2, 6, 5, 3)
+    found = LAYERS[name](x.astype(jnp.bfloat16))
+    assert found.dtype == jnp.bfloat16
+    # Eight bits, and at most nine sums of them.
+    np.testing.assert_allclose(found.astype(jnp.float32), LAYERS[name](x), rtol=0.01, atol=0.05)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("dtypes", [("bfloat16", "bfloat16"), ("float32", "bfloat16")], ids=str)
+def test_convolution_of_a_mixture_is_in_the_wider_dtype(dtypes, backend, monkeypatch):
+    """As in flax's own layers; XLA's convolution refuses it."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    x, layer = normal(0, 2, 6, 5, 3), layers.Conv(4, (3, 3))
+    variables = layer.init(jax.random.key(2), x)
+    half = jax.tree.map(lambda a: a.astype(dtypes[1]), variables)
+    found = layer.apply(half, x.astype(dtypes[0]))
+    assert found.dtype == jnp.promote_types(*dtypes)
+    expected = layer.apply(variables, x)
+    np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=0.01, atol=0.05)
