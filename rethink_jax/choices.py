@@ -12,7 +12,7 @@ from rethink_jax.layers.lowering import ConvShape
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
-    """What was found to be fastest for a group (see `tuning`). The empty one goes by rules.
+    """What was found to be fastest for a group (see `tuning`); without it, rules say (`BY_RULE`).
 
     batching: over the lanes of a device: "vmap", "map", or "auto" for the rule
     per_device: lanes of a device, or 0 for the rule
@@ -46,3 +46,6 @@ class Choices:
             if (name := fields.pop("lowering")) in lowering.LOWERINGS:
                 lowerings[ConvShape(**fields)] = name
         return Choices(stored["batching"], stored["lanes_per_device"], lowerings)
+
+
+BY_RULE = Choices()

@@ -20,6 +20,7 @@ import numpy as np
 
 from rethink_jax import inputs as trial_inputs
 from rethink_jax import memory, step, train
+from rethink_jax.choices import BY_RULE, Choices
 from rethink_jax.data.dataset import Dataset
 from rethink_jax.lanes import (
     Finished,
@@ -106,8 +107,9 @@ class GroupRun(LaneRun):
         settings: dict[str, Any],
         on_finished: Callable[[Finished], None],
         image_bytes: int = 2**32,
+        choices: Choices = BY_RULE,
     ):
-        super().__init__(group, dataset, settings, on_finished)
+        super().__init__(group, dataset, settings, on_finished, choices)
         specs = {trial_inputs.pixel_spec(t) for t in group.trials}
         shared, limit = shared_sharding(self.layout), memory.limit_of(self.layout.devices)
         most = image_bytes if limit is None else min(image_bytes, limit // 2)

@@ -60,6 +60,7 @@ def opened(
         "config_sha256": sha256(config),
         "fixed_fields": fixed,
         "data": (old or {}).get("data", {}) | data,
+        "choices": (old or {}).get("choices", {}),
         "runs": (old or {}).get("runs", []),
     }
 

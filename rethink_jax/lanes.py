@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rethink_jax import inputs as trial_inputs
 from rethink_jax import memory, step, train
+from rethink_jax.choices import BY_RULE, Choices
 from rethink_jax.schema import UserError
 from rethink_jax.trials import Group, Trial
 
@@ -57,8 +58,8 @@ class Layout:
         }  # fmt: skip
 
 
-def choose_layout(settings: dict[str, Any], num_trials: int) -> Layout:
-    """The layout of a group, from the settings and from what was measured per backend.
+def choose_layout(settings: dict[str, Any], num_trials: int, choices: Choices = BY_RULE) -> Layout:
+    """The layout of a group: from the settings; else as was chosen for it; else by rule.
 
     On the CPU, `map` over one-core devices wins at every size tried (BUILD_NOTES.md), and more
     lanes than a few per device only make a dispatch longer. Elsewhere `vmap` fills the device.
@@ -72,11 +73,14 @@ def choose_layout(settings: dict[str, Any], num_trials: int) -> Layout:
             f"engine.devices is {settings['engine.devices']}; there are {len(devices)}. "
             "Set --config.engine.devices to at most that, or to 0 for all"
         )
-    batching = settings["engine.batching"]
-    if batching == "auto":
-        batching = "map" if devices[0].platform == "cpu" else "vmap"
+    rule = "map" if devices[0].platform == "cpu" else "vmap"
+    said = settings["engine.batching"], choices.batching, rule
+    batching = next(batching for batching in said if batching != "auto")
+    # The lanes were chosen for one batching.
+    per_device = choices.per_device if batching == choices.batching else 0
     devices = devices[: min(settings["engine.devices"] or len(devices), num_trials)]
-    wanted = settings["engine.lanes"] or len(devices) * _LANES_PER_DEVICE[batching]
+    wanted = settings["engine.lanes"]
+    wanted = wanted or len(devices) * (per_device or _LANES_PER_DEVICE[batching])
     per_device = -(-min(wanted, num_trials) // len(devices))
     return Layout(devices, per_device * len(devices), batching)
 
@@ -221,9 +225,13 @@ class LaneRun:
         dataset: trial_inputs.AnyDataset,
         settings: dict[str, Any],
         on_finished: Callable[[Finished], None],
+        choices: Choices = BY_RULE,
     ):
-        self.layout = self.chosen = choose_layout(settings, len(group.trials))
-        self.spec = trial_inputs.make_spec(group.trials, dataset, settings["evaluate.every_epochs"])
+        self.layout = self.chosen = choose_layout(settings, len(group.trials), choices)
+        spec = trial_inputs.make_spec(group.trials, dataset, settings["evaluate.every_epochs"])
+        name = settings["engine.convolution"]
+        lowering_of = choices.lowering_of if name == "auto" else lambda _: name
+        self.spec = dataclasses.replace(spec, lowering_of=lowering_of)
         self._dataset, self._settings, self._on_finished = dataset, settings, on_finished
         self._one_input = self._make_input(group.trials[0], 0)
         self._made: dict[Layout, LanePrograms] = {}

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from rethink_jax import memory, records, train
+from rethink_jax import memory, records, train, tuning
 from rethink_jax.checkpoint import GroupCheckpoint, save_network
+from rethink_jax.choices import BY_RULE, Choices
 from rethink_jax.cli import EXIT_INTERRUPTED, EXIT_OK
 from rethink_jax.lanes import Finished, LaneRun
 from rethink_jax.progress import Progress, Snapshot
@@ -89,8 +90,9 @@ class Runner:
         todo = [t for t in group.trials if t.trial_id not in self._finished]
         if not todo:
             return
+        choices = self._choices(group, todo)
         # Not `run` itself, which would refer to itself: its arrays are to go when it goes.
-        run = self._sweep.group_run(group, lambda f: self._submit(spec, group, f), lanes)
+        run = self._sweep.group_run(group, lambda f: self._submit(spec, group, f), lanes, choices)
         spec = run.spec
         checkpoint, done = GroupCheckpoint(self._workdir.group_dir(group.group_id)), False
         with contextlib.closing(run), contextlib.ExitStack() as stack:
@@ -114,6 +116,24 @@ class Runner:
                 checkpoint.save(*run.checkpoint())
             self._await_writes(0)
             done = not run.busy
+
+    def _choices(self, group: Group, todo: list[Trial]) -> Choices:
+        """What the group runs with: as it began in this workdir, or as is measured now."""
+        device = jax.local_devices()[0].device_kind
+        stored = self._head["choices"].get(group.group_id, {})
+        if device in stored:
+            return Choices.from_json(stored[device])
+        # By rule, to see how much there is to do.
+        run = self._sweep.group_run(group, lambda _: None)
+        mode = self._sweep.settings["engine.tuning"]
+        trial_steps = len(todo) * run.spec.fields["stop.max_epochs"] * run.spec.steps_per_epoch
+        worth = mode == "on" or tuning.is_worth(run.spec, run.chosen, trial_steps)
+        if mode == "off" or not worth:
+            return BY_RULE
+        self._progress.preparing(f"measuring what is fastest for group {group.group_id}")
+        choices = tuning.choose(run.spec, todo, run.chosen, self._sweep.settings, tuning.Kept())
+        self._head["choices"][group.group_id] = stored | {device: choices.to_json()}
+        return choices
 
     def _begin(
         self, run: LaneRun, group: Group, todo: list[Trial], checkpoint: GroupCheckpoint, fit: bool

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from rethink_jax import chunks, memory, step, train
+from rethink_jax.choices import BY_RULE, Choices
 from rethink_jax.data import loader
 from rethink_jax.data.streamed import StreamedDataset
 from rethink_jax.devices import available_cores
@@ -117,8 +118,9 @@ class StreamRun(LaneRun):
         dataset: StreamedDataset,
         settings: dict[str, Any],
         on_finished: Callable[[Finished], None],
+        choices: Choices = BY_RULE,
     ):
-        super().__init__(group, dataset, settings, on_finished)
+        super().__init__(group, dataset, settings, on_finished, choices)
         batch_bytes = self.spec.fields["batch_size"] * int(np.prod(self.spec.image_shape))
         fitting = min(_CHUNK_BYTES // batch_bytes, self.spec.steps_per_epoch, _MAX_STEPS)
         self._size = settings["engine.steps_per_dispatch"] or max(fitting, 1)

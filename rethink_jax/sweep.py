@@ -15,6 +15,7 @@ import numpy as np
 from rethink_jax import config as config_lib
 from rethink_jax import header, records, trials
 from rethink_jax import inputs as trial_inputs
+from rethink_jax.choices import BY_RULE, Choices
 from rethink_jax.cli import EXIT_OK
 from rethink_jax.data import sources
 from rethink_jax.data.corruption import corrupt_pixels, pixel_stats
@@ -72,13 +73,15 @@ class Sweep:
         """A row for every trial, also those not selected, in order, as if none had been run."""
         return [records.planned_row(t, self._group_ids[t.trial_id]) for t in self.all_trials]
 
-    def group_run(self, group: Group, on_finished: Any, lanes: int = 0) -> GroupRun | StreamRun:
+    def group_run(
+        self, group: Group, on_finished: Any, lanes: int = 0, choices: Choices = BY_RULE
+    ) -> GroupRun | StreamRun:
         """The group, ready to begin; with so many lanes, if not as the settings say."""
         dataset = self.dataset_of(group)
         settings = self.settings | ({"engine.lanes": lanes} if lanes else {})
         if isinstance(dataset, StreamedDataset):
-            return StreamRun(group, dataset, settings, on_finished)
-        return GroupRun(group, dataset, settings, on_finished)
+            return StreamRun(group, dataset, settings, on_finished, choices=choices)
+        return GroupRun(group, dataset, settings, on_finished, choices=choices)
 
 
 def plan(sweep: Sweep, workdir: Path | None) -> str:

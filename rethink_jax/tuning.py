@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ _SECONDS = 0.05
 _WORTH_SECONDS = 300.0
 # What a device does, roughly, in floating-point operations a second: only for that expectation.
 _ROUGH_SPEED = {"cpu": 5e10, "gpu": 1e13, "tpu": 1e13}
+# Lanes per device that are tried at most.
+_MOST_LANES = 512
 # What is not the default must be so much faster; more lanes, too.
 _GAIN = 1.1
 
@@ -214,15 +216,19 @@ def _fastest(seconds: Mapping[str, float], default: str) -> str:
 
 
 def choose(
-    spec: step.Spec, trial: Trial, layout: Layout, settings: Mapping[str, Any], kept: Kept
+    spec: step.Spec,
+    trials: Sequence[Trial],
+    layout: Layout,
+    settings: Mapping[str, Any],
+    kept: Kept,
 ) -> Choices:
-    """The fastest way to run trials like this one.
+    """The fastest way to run these trials of a group.
 
     Args:
-      trial: any of the group.
-      layout: by rule; its lanes are as many as there may be at most.
+      layout: by rule.
       settings: what is not "auto" or 0 there is not asked about.
     """
+    trial = trials[0]
     lowerings: dict[ConvShape, str] = {}
     if settings["engine.convolution"] == "auto":
         lowerings = choose_lowerings(spec, layout, kept)
@@ -232,7 +238,8 @@ def choose(
     per_device = 0
     # Under map more lanes are no faster; there are a few, so that a dispatch is worth its while.
     if settings["engine.lanes"] == 0 and layout.batching == "vmap":
-        per_device = choose_lanes(spec, trial, layout, kept)
+        most = min(-(-len(trials) // len(layout.devices)), _MOST_LANES)
+        per_device = choose_lanes(spec, trial, layout, most, kept)
     return Choices(layout.batching, per_device, lowerings)
 
 
@@ -270,19 +277,16 @@ def choose_batching(spec: step.Spec, trial: Trial, layout: Layout, kept: Kept) -
     return _fastest(kept.seconds(what, ("map", "vmap"), prepare), layout.batching)
 
 
-def choose_lanes(spec: step.Spec, trial: Trial, layout: Layout, kept: Kept) -> int:
-    """Lanes per device: doubled for as long as that trains noticeably more trials per second.
-
-    layout: with as many lanes as there may be at most.
-    """
+def choose_lanes(spec: step.Spec, trial: Trial, layout: Layout, most: int, kept: Kept) -> int:
+    """Lanes per device, `most` at most: doubled while that trains noticeably more per second."""
     steps = _steps_to_time(spec)
     best, rate, per_device = 1, 0.0, 1
-    while per_device <= layout.per_device:
+    while per_device <= most:
         tried = dataclasses.replace(layout, lanes=per_device * len(layout.devices))
         what = {"training": _program(spec), "layout": _described(tried), "choice": "lanes"}
         prepare = lambda _, tried=tried: training_program(spec, trial, tried, steps)  # noqa: E731
         found = tried.lanes / kept.seconds(what, ("all",), prepare)["all"]
-        if found < _GAIN * rate:
+        if found <= _GAIN * rate:
             break
         best, rate, per_device = per_device, found, 2 * per_device
     return best

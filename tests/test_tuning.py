@@ -1,9 +1,12 @@
 """What is measured, what is kept of it, and what is chosen by it. Times are made up here."""
 
+import json
+
 import jax
+import numpy as np
 import pytest
 
-from rethink_jax import config, inputs, lanes, trials, tuning
+from rethink_jax import config, inputs, lanes, records, sweep, trials, tuning
 from rethink_jax.choices import Choices
 from rethink_jax.data import sources
 from rethink_jax.layers import lowering
@@ -77,10 +80,10 @@ def test_lanes_are_doubled_while_it_pays(small_trial, kept, monkeypatch):
     # Seconds of a dispatch by lanes per device: up to 4 they come almost for nothing.
     seconds = iter([1.0, 1.1, 1.3, 2.5, 5.0])
     asked = times(monkeypatch, lambda *_: next(seconds))
-    assert tuning.choose_lanes(spec, group.trials[0], layout(16, "vmap"), kept) == 4
+    assert tuning.choose_lanes(spec, group.trials[0], layout(1, "vmap"), 16, kept) == 4
     assert len(asked) == 4
     # As many as there may be, and what was measured before is not measured again.
-    assert tuning.choose_lanes(spec, group.trials[0], layout(2, "vmap"), kept) == 2
+    assert tuning.choose_lanes(spec, group.trials[0], layout(1, "vmap"), 2, kept) == 2
     assert len(asked) == 4
 
 
@@ -88,7 +91,7 @@ def test_lanes_that_do_not_fit_are_not_taken(small_trial, kept, monkeypatch):
     group, spec = group_of(small_trial)
     seconds = iter([1.0, 1.1, float("inf")])
     times(monkeypatch, lambda *_: next(seconds))
-    assert tuning.choose_lanes(spec, group.trials[0], layout(16, "vmap"), kept) == 2
+    assert tuning.choose_lanes(spec, group.trials[0], layout(1, "vmap"), 16, kept) == 2
 
 
 def test_measurements_are_kept_by_what_they_depend_on(kept, monkeypatch):
@@ -147,11 +150,11 @@ def test_settings_that_are_given_are_not_asked_about(small_trial, kept, monkeypa
     group, spec = group_of(small_trial, model={"name": "sequential", "layers": LAYERS})
     asked = times(monkeypatch, lambda name, _: 0.1 if name in ("patches", "vmap") else 1.0)
     settings = config.settings({})
-    found = tuning.choose(spec, group.trials[0], layout(), settings, kept)
+    found = tuning.choose(spec, group.trials * 10, layout(), settings, kept)
     assert found == Choices("vmap", 4, dict.fromkeys(SHAPES, "patches"))
     asked.clear()
     given = {"engine.convolution": "patches", "engine.batching": "map", "engine.lanes": 4}
-    found = tuning.choose(spec, group.trials[0], layout(), settings | given, kept)
+    found = tuning.choose(spec, group.trials * 10, layout(), settings | given, kept)
     assert found == Choices("map", 0, {}) and not asked
 
 
@@ -167,3 +170,62 @@ def test_only_long_groups_are_worth_it(small_trial):
     _, spec = group_of(small_trial, model={"name": "mlp", "hidden": (512,)})
     assert not tuning.is_worth(spec, layout(), 1e4)
     assert tuning.is_worth(spec, layout(), 1e9)
+
+
+# --- in a sweep -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def conv_sweep(small_trial, kept):
+    """Two trials of a small network with convolutions, on one device."""
+    layers = ("conv 4 3 2", "relu", "flatten")
+    model = {"name": "sequential", "layers": layers}
+    trial = small_trial(model=model, stop__max_epochs=2, optimizer__learning_rate=0.01)
+    engine = {"devices": 1, "lanes": 2, "tuning": "on", "epochs_per_dispatch": 1}
+    return {"trial": trial, "sweep": {"seed": (0, 1)}, "engine": engine}
+
+
+def run(config, workdir):
+    assert sweep.run(sweep.Sweep(config), workdir, ["test"]) == 0
+    return json.loads((workdir / "run.json").read_text())
+
+
+def test_a_sweep_writes_its_choices_and_keeps_to_them(conv_sweep, tmp_path, monkeypatch):
+    faster = {"patches": 0.5, "vmap": 0.5}
+    asked = times(monkeypatch, lambda name, _: faster.get(name, 1.0))
+    head = run(conv_sweep, tmp_path / "w")
+    [group] = head["choices"]
+    [found] = head["choices"][group].values()
+    assert {c["lowering"] for c in found["convolutions"]} == {"patches"}
+    assert head["runs"][0]["groups"][group]["batching"] == found["batching"] == "vmap"
+    # More trials of the group in the same workdir, while another way is faster now.
+    asked.clear()
+    faster.update(patches=2.0, vmap=2.0)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+    conv_sweep["sweep"]["seed"] = (0, 1, 2)
+    assert run(conv_sweep, tmp_path / "w")["choices"] == head["choices"]
+    assert not asked
+    # In a new one it is asked about.
+    again = run(conv_sweep, tmp_path / "v")
+    assert asked and again["runs"][0]["groups"][group]["batching"] == "map"
+
+
+def test_choices_change_no_result_beyond_rounding(conv_sweep, tmp_path, monkeypatch):
+    results = []
+    times(monkeypatch, lambda *_: 1.0)
+    for name in "patches", "input_patches", "both_patches":
+        conv_sweep["engine"]["convolution"] = name
+        run(conv_sweep, tmp_path / name)
+        found = records.Workdir(tmp_path / name).finished()
+        results.append(
+            [(r["final"]["train_loss"], r["final"]["test_loss"]) for _, r in sorted(found.items())]
+        )
+    np.testing.assert_allclose(results[1:], [results[0]] * (len(results) - 1), rtol=1e-4)
+
+
+def test_tuning_that_is_off_measures_nothing(conv_sweep, tmp_path, monkeypatch):
+    asked = times(monkeypatch, lambda *_: 1.0)
+    for mode in "off", "auto":  # Auto: so little training is not worth it.
+        conv_sweep["engine"]["tuning"] = mode
+        assert run(conv_sweep, tmp_path / mode)["choices"] == {}
+    assert not asked
