@@ -85,7 +85,7 @@ def jax_worker(job: dict[str, Any], environment: dict[str, str]) -> Worker:
         # As much memory as it needs, so that workers fit on one GPU together.
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         # Without a cache, so that what is reported of compiling does not depend on earlier runs.
-        "JAX_COMPILATION_CACHE_DIR": job.get("cache", ""),
+        "JAX_COMPILATION_CACHE_DIR": "",
         "PYTHONPATH": with_package(environment),
     }
     return Worker([sys.executable, "-m", "rethink_jax.bench.worker"], environment | own, job)

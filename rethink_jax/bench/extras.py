@@ -46,18 +46,16 @@ Extra = Callable[[dict[str, Any], Any, Environment], dict[str, Any]]
 def refill(results: dict[str, Any], options: Any, environment: Environment) -> dict[str, Any]:
     """The wall time of a mixed workload with and without refilling, and how busy the lanes are."""
     task = Task(**results["head"]["networks"]["digits"]["task"])._replace(steps=_REFILL_STEPS)
-    with tempfile.TemporaryDirectory() as cache:
-        job = {"class": "refill", "lanes": options.lanes, "task": task._asdict(), "cache": cache}
-        try:
-            with client.jax_worker(job, environment) as worker:
-                facts = worker.ask("setup")
-                raw = [
-                    {"refill": worker.ask("run", refill=True),
-                     "none": worker.ask("run", refill=False)}
-                    for _ in range(_REFILL_REPEATS)
-                ]  # fmt: skip
-        except client.WorkerError as error:
-            return {"error": str(error)}
+    job = {"class": "refill", "lanes": options.lanes, "task": task._asdict()}
+    try:
+        with client.jax_worker(job, environment) as worker:
+            facts = worker.ask("setup")
+            raw = [
+                {"refill": worker.ask("run", refill=True), "none": worker.ask("run", refill=False)}
+                for _ in range(_REFILL_REPEATS)
+            ]
+    except client.WorkerError as error:
+        return {"error": str(error)}
     gain = median(r["none"]["seconds"] / r["refill"]["seconds"] for r in raw)
     found = {"gain": gain, "share_of_ideal": gain / facts["ideal"]}
     return facts | found | {"busy": median(r["refill"]["busy"] for r in raw), "raw": raw}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -36,6 +37,7 @@ class Facts:
         accelerator = device.platform != "cpu"
         return header.run_facts(self._command) | {
             "platform": device.platform,
+            "load": os.getloadavg()[0],
             "device_kind": device.device_kind,
             "peak_tflops": peak_tflops(device.device_kind),
             "copy_bytes_per_second": _copy_bytes_per_second() if accelerator else None,

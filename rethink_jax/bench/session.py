@@ -152,7 +152,6 @@ class _Comparison:
             ours = self._facts["parameters"]
             if row.get("parameters", ours) != ours:
                 raise WorkerError(f"has {row['parameters']:,} parameters, ours has {ours:,}")
-            worker.ask("run", epochs=1)
             row["epochs"] = epochs_for(worker, options.seconds)
             return worker
         return None
@@ -201,7 +200,10 @@ class _Comparison:
 
 
 def epochs_for(worker: Worker, seconds: float) -> int:
-    """How many epochs of a warm worker take about so long; at least one."""
+    """Warms a worker up, and finds how many epochs take it about so long; at least one."""
+    # The first epoch of all is slower than the others, yet if it is long it says enough.
+    if worker.ask("run", epochs=1)["seconds"] > 2 * seconds:
+        return 1
     epochs = 1
     while True:
         took = worker.ask("run", epochs=epochs)["seconds"]

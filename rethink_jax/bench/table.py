@@ -15,7 +15,10 @@ def head(facts: Results) -> str:
     git = facts["git"] or {}
     commit = git.get("commit", "unknown")[:12] + (", changed since" if git.get("dirty") else "")
     versions = ", ".join(f"{k} {v}" for k, v in facts["versions"].items() if v)
-    cpu = f"{facts['cpu']['model']}, {facts['cpu']['cores']} cores"
+    cpu = (
+        f"{facts['cpu']['model']}, {facts['cpu']['cores']} cores; "
+        f"{facts['load']:.1f} processes were running"
+    )
     lines = {
         "device": f"{facts['device_kind']} ({facts['platform']})", "CPU": cpu,
         "versions": versions, "XLA flags of the engine": facts["xla_flags"],

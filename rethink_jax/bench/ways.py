@@ -80,14 +80,15 @@ def start(
     if way.uses_torch:
         if not torch_python:
             raise client.WorkerError("not run: --torch_python names no interpreter with PyTorch")
-        return client.torch_worker(torch_python, _torch_job(way, task, platform), environment)
+        return client.torch_worker(torch_python, torch_job(name, task, platform), environment)
     lanes = lanes or (_NAIVE_LANES if name == "naive_vmap" else 0)
     return client.jax_worker(way.job | {"task": task._asdict(), "lanes": lanes}, environment)
 
 
-def _torch_job(way: Way, task: Task, platform: str) -> dict[str, Any]:
+def torch_job(name: str, task: Task, platform: str) -> dict[str, Any]:
+    """What the script that knows nothing of this package is told."""
     known = NETWORKS[task.network]
-    return way.job | {
+    return WAYS[name].job | {
         "model": known.model, "image_shape": known.image_shape, "crop": known.crop,
         "batch": task.batch, "steps": task.steps, "learning_rate": LEARNING_RATE,
         "momentum": MOMENTUM, "device": "cpu" if platform == "cpu" else "cuda",

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any, TextIO
 
+from rethink_jax.schema import first_line
+
 
 def serve(way: Any, questions: Iterable[str], answers: TextIO) -> None:
     """Answers until there are no more questions; one that fails is answered with its error.
@@ -23,8 +25,7 @@ def serve(way: Any, questions: Iterable[str], answers: TextIO) -> None:
         try:
             answer = getattr(way, do)(**question)
         except Exception as error:  # Out of memory comes as one of several types.
-            lines = str(error).strip().splitlines() or ["no message"]
-            answer = {"error": f"{type(error).__name__}: {lines[0]}"}
+            answer = {"error": f"{type(error).__name__}: {first_line(error)}"}
         print(json.dumps(answer), file=answers, flush=True)
 
 
