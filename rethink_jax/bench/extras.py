@@ -15,7 +15,7 @@ from rethink_jax.bench import client
 from rethink_jax.bench.networks import Task
 
 _REFILL_REPEATS = 2
-_REFILL_STEPS = 100  # Of an epoch; the shortest trials have two.
+_REFILL_STEPS = 40  # Of an epoch; some 20 ms for the lanes of two cores.
 _SMALL = """
 from rethink_jax import default_config
 
