@@ -13,14 +13,14 @@ from rethink_jax import cli
 
 # As the user has it: `cli.run` sets up the engine's devices, which the other ways do without.
 _ENVIRONMENT = dict(os.environ)
-_QUICK = flags.DEFINE_bool("quick", False, "the digits MLP alone, half a minute, no extras")
+_QUICK = flags.DEFINE_bool("quick", False, "the digits MLP alone, under a minute, no extras")
 _NETWORKS = flags.DEFINE_list("networks", None, "which to time; not given: all")
 _WAYS = flags.DEFINE_list("ways", None, "which ways to run them; not given: all")
 _EXTRAS = flags.DEFINE_list("extras", None, "refill, start, plan, memory, or all or none")
 _LANES = flags.DEFINE_integer("lanes", 0, "of the ways that have them; 0: their own choice")
 _BATCH = flags.DEFINE_integer("batch", 0, "images a step; 0: by network and platform")
 _REPEATS = flags.DEFINE_integer("repeats", None, "of each way; 5, with --quick 2")
-_SECONDS = flags.DEFINE_float("seconds", None, "that a repeat takes; 1, with --quick 0.5")
+_SECONDS = flags.DEFINE_float("seconds", None, "that a repeat takes; 1, with --quick 0.3")
 _JSON = flags.DEFINE_string("json", "", "file for all results, with every repeat")
 _TORCH = flags.DEFINE_string("torch_python", "", "an interpreter that has PyTorch")
 _PROFILE = flags.DEFINE_string("profile", "", "folder for traces of the engine, one per network")
@@ -33,7 +33,7 @@ def main() -> int:
         "networks": _NETWORKS.value, "ways": _WAYS.value, "extras": _EXTRAS.value,
         "repeats": _REPEATS.value, "seconds": _SECONDS.value,
     }  # fmt: skip
-    quick = {"networks": ["digits"], "extras": [], "repeats": 2, "seconds": 0.5}
+    quick = {"networks": ["digits"], "extras": [], "repeats": 2, "seconds": 0.3}
     chosen = (quick if _QUICK.value else {}) | {k: v for k, v in given.items() if v is not None}
     if chosen.get("extras") == ["none"]:
         chosen["extras"] = []

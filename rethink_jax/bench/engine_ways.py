@@ -104,7 +104,7 @@ class EngineWay:
         planned = run.programs.advance.memory_analysis().temp_size_in_bytes
         before, peak = self._resident_before, _resident("VmHWM")
         grown = None if before is None or peak is None else peak - before
-        how = "temporary arrays, by the growth of the process"
+        how = "temporary arrays that training touched, by the growth of the process"
         return {"planned": planned * len(run.layout.devices), "peak": grown, "how": how}
 
     def profile(self, folder: str) -> dict[str, Any]:

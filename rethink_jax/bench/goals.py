@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from rethink_jax.bench.ways import WAYS
 
 Results = dict[str, Any]
-# What is left to measure a bandwidth by: the bytes that a trial-step of the MLP 1x512 must move.
+# Bytes that a trial-step of the MLP 1x512 moves at least, as the goal counts them.
 _MLP_BYTES = 38e6
 _CONVOLUTIONAL = ("alexnet", "inception", "vgg")
 _TORCH_EAGER = ("torch", "torch_channels_last")

@@ -19,7 +19,7 @@ from rethink_jax.schema import UserError, suggest
 
 # A way is not repeated further once it has taken so many times the seconds asked for, but is
 # repeated at least so often: else a slow one would take most of a benchmark's time.
-_PATIENCE, _LEAST_REPEATS = 2, 3
+_PATIENCE, _LEAST_REPEATS = 1.5, 3
 # Where a dispatch has fewer steps, the host's share of the time is not looked at.
 _STEPS_OF_A_LONG_DISPATCH = 100
 
