@@ -42,11 +42,11 @@ NETWORKS: dict[str, Network] = {
         network("mlp", hidden=(256, 256)), (8, 8, 1), None, (64, 64), (200, 400), False
     ),
     "mlp1x512": Network(
-        network("mlp", hidden=(512,)), **_CIFAR, batch=(128, 128), steps=(25, 400),
+        network("mlp", hidden=(512,)), **_CIFAR, batch=(128, 128), steps=(100, 400),
         convolutional=False,
     ),
     "mlp3x512": Network(
-        network("mlp", hidden=(512, 512, 512)), **_CIFAR, batch=(128, 128), steps=(25, 400),
+        network("mlp", hidden=(512, 512, 512)), **_CIFAR, batch=(128, 128), steps=(100, 400),
         convolutional=False,
     ),
     "alexnet": Network(network("alexnet"), **_CONVOLUTIONAL, steps=(4, 100)),
