@@ -30,6 +30,7 @@ from rethink_jax.lanes import (
     over_lanes,
     program_bytes,
     shared_sharding,
+    snapshot,
 )
 from rethink_jax.trials import Group, Trial
 
@@ -146,7 +147,8 @@ class GroupRun(LaneRun):
 
     def checkpoint(self) -> tuple[train.TrialState, dict[str, Any]]:
         """The state of all lanes and which trials they hold, for `GroupCheckpoint.save`."""
-        return self._state, {"lanes": self._lane_ids(), "layout": self._describe(self._chosen)}
+        meta = {"lanes": self._lane_ids(), "layout": self._describe(self._chosen)}
+        return snapshot(self._state), meta
 
     # --- inside -----------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -164,6 +165,12 @@ def _struct(tree: Any, sharding: NamedSharding, lead: tuple[int, ...] = ()) -> A
 @jax.jit
 def _take(tree: Any, index: jax.Array) -> Any:
     return jax.tree.map(lambda a: a[index], tree)
+
+
+@jax.jit
+def snapshot(state_L: Any) -> Any:
+    """A copy on the devices, which stays when the state is consumed by the next dispatch."""
+    return jax.tree.map(jnp.copy, state_L)
 
 
 def program_bytes(program: Any) -> int:

@@ -18,7 +18,14 @@ from rethink_jax import chunks, step, train
 from rethink_jax.data import loader
 from rethink_jax.data.streamed import StreamedDataset
 from rethink_jax.devices import available_cores
-from rethink_jax.lanes import Finished, LanePrograms, LaneRun, Layout, program_bytes
+from rethink_jax.lanes import (
+    Finished,
+    LanePrograms,
+    LaneRun,
+    Layout,
+    program_bytes,
+    snapshot,
+)
 from rethink_jax.trials import Group, Trial
 
 _CHUNK_BYTES = 2**26
@@ -166,7 +173,7 @@ class StreamRun(LaneRun):
 
     def checkpoint(self) -> tuple[chunks.StreamState, dict[str, Any]]:
         """The state of all lanes, their trials and where they stand, for `GroupCheckpoint.save`."""
-        return self._state, {
+        return snapshot(self._state), {
             "lanes": self._lane_ids(),
             "layout": self._describe(self._chosen),
             "position": self._at._asdict(),

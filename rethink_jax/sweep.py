@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from rethink_jax.streaming import StreamRun
 from rethink_jax.trials import Group
 
 _TABLE_SECONDS = 5.0  # Between refreshes of trials.csv.
+_MOST_WRITES = 64  # Waiting for the writer before the devices wait, too.
 
 
 class Sweep:
@@ -244,6 +245,22 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(s, handler)
 
 
+class _Regularly:
+    """Something written every so many seconds, and never begun before the last one is done."""
+
+    def __init__(self, seconds: float):
+        self._seconds, self._begun = seconds, time.monotonic()
+        self._write: Future[None] | None = None
+
+    @property
+    def due(self) -> bool:
+        written = self._write is None or self._write.done()
+        return written and time.monotonic() - self._begun > self._seconds
+
+    def begun(self, write: Future[None]) -> None:
+        self._write, self._begun = write, time.monotonic()
+
+
 class _Runner:
     """Runs the groups of one sweep one after another, and writes what they finish."""
 
@@ -260,11 +277,12 @@ class _Runner:
         self._own = {t.trial_id for t in sweep.trials}
         self._writes: list[Future[None]] = []
         self._steps = 0
-        self._table_written = 0.0
+        self._planned = sweep.planned_rows()
+        self._table = _Regularly(_TABLE_SECONDS)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """While open, finished trials are written by a thread of their own."""
+        """While open, all that is written is written by a thread of its own, in order."""
         with ThreadPoolExecutor(1, "writer") as self._writer:
             self._write_table()
             yield
@@ -276,27 +294,27 @@ class _Runner:
         todo = [t for t in group.trials if t.trial_id not in self._finished]
         if not todo:
             return
-        run = self._sweep.group_run(group, lambda f: self._submit(run, group, f))
+        run = self._sweep.group_run(group, lambda f: self._submit(self._write, run, group, f))
         checkpoint = GroupCheckpoint(self._workdir.group_dir(group.group_id))
         restored = checkpoint.restore(run.one_state)
         self._progress.preparing(f"compiling the program of group {group.group_id}")
         with contextlib.closing(run):
             run.begin(todo, restored)
             epochs_before = sum(run.epochs_of.values())
-            steps_before, saved = self._steps, time.monotonic()
+            steps_before = self._steps
+            saving = _Regularly(self._sweep.settings["checkpoint.every_seconds"])
             while run.busy and not self._signals:
                 run.step()
-                self._await_writes(64)
+                self._await_writes(_MOST_WRITES)
                 epochs = sum(run.epochs_of.values()) - epochs_before
                 self._steps = steps_before + round(run.spec.steps_per_epoch * epochs)
                 self._show(run)
-                if time.monotonic() - self._table_written > _TABLE_SECONDS:
-                    self._write_table()
-                if time.monotonic() - saved > self._sweep.settings["checkpoint.every_seconds"]:
-                    checkpoint.save(*run.checkpoint())
-                    saved = time.monotonic()
+                if self._table.due:
+                    self._table.begun(self._submit(self._write_table))
+                if saving.due:
+                    saving.begun(self._submit(checkpoint.save, *run.checkpoint()))
             if run.busy:
-                checkpoint.save(*run.checkpoint())
+                self._submit(checkpoint.save, *run.checkpoint())
         self._await_writes(0)
         checkpoint.close(delete=not run.busy)
 
@@ -340,13 +358,13 @@ class _Runner:
         )
 
     def _write_table(self) -> None:
-        self._workdir.write_table(self._sweep.planned_rows(), dict(self._finished))
-        self._table_written = time.monotonic()
+        self._workdir.write_table(self._planned, dict(self._finished))
 
-    # --- finished trials --------------------------------------------------------------------------
+    # --- what the writer does ---------------------------------------------------------------------
 
-    def _submit(self, run: LaneRun, group: Group, finished: Finished) -> None:
-        self._writes.append(self._writer.submit(self._write, run, group, finished))
+    def _submit(self, write: Callable[..., None], *args: Any) -> Future[None]:
+        self._writes.append(self._writer.submit(write, *args))
+        return self._writes[-1]
 
     def _await_writes(self, most: int) -> None:
         """Waits until at most so many writes are under way; raises what a write raised."""
