@@ -31,6 +31,7 @@ from rethink_jax.lanes import (
     copy_lane,
     over_lanes,
     shared_sharding,
+    snapshot,
 )
 from rethink_jax.trials import Group, Trial
 
@@ -159,7 +160,12 @@ class GroupRun(LaneRun):
 
     def checkpoint(self) -> tuple[train.TrialState, dict[str, Any]]:
         """The state of all lanes and which trials they hold, for `GroupCheckpoint.save`."""
+<<<<<<< HEAD
         return self._state, {"lanes": self._lane_ids(), "layout": self.chosen.describe()}
+=======
+        meta = {"lanes": self._lane_ids(), "layout": self._describe(self._chosen)}
+        return snapshot(self._state), meta
+>>>>>>> a8048582bedce15c0d1ade2a600bd659e69edda9
 
     # --- inside -----------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -193,6 +194,24 @@ def _take(tree: Any, index: jax.Array) -> Any:
     return jax.tree.map(lambda a: a[index], tree)
 
 
+<<<<<<< HEAD
+=======
+@jax.jit
+def snapshot(state_L: Any) -> Any:
+    """A copy on the devices, which stays when the state is consumed by the next dispatch."""
+    return jax.tree.map(jnp.copy, state_L)
+
+
+def program_bytes(program: Any) -> int:
+    """What one device needs to run a compiled program, as the compiler reports it."""
+    m = program.memory_analysis()
+    return (
+        m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
+        + m.temp_size_in_bytes
+    )  # fmt: skip
+
+
+>>>>>>> a8048582bedce15c0d1ade2a600bd659e69edda9
 def copy_lane(to_L: Any, to: int, from_L: Any, row: int) -> None:
     """Copies one lane of a tree of host arrays into a lane of another."""
     jax.tree.map(lambda a_L, b_L: a_L.__setitem__(to, b_L[row]), to_L, from_L)

@@ -19,7 +19,18 @@ from rethink_jax.choices import BY_RULE, Choices
 from rethink_jax.data import loader
 from rethink_jax.data.streamed import StreamedDataset
 from rethink_jax.devices import available_cores
+<<<<<<< HEAD
 from rethink_jax.lanes import Finished, LanePrograms, LaneRun, Layout
+=======
+from rethink_jax.lanes import (
+    Finished,
+    LanePrograms,
+    LaneRun,
+    Layout,
+    program_bytes,
+    snapshot,
+)
+>>>>>>> a8048582bedce15c0d1ade2a600bd659e69edda9
 from rethink_jax.trials import Group, Trial
 
 _CHUNK_BYTES = 2**26
@@ -184,7 +195,7 @@ class StreamRun(LaneRun):
 
     def checkpoint(self) -> tuple[chunks.StreamState, dict[str, Any]]:
         """The state of all lanes, their trials and where they stand, for `GroupCheckpoint.save`."""
-        return self._state, {
+        return snapshot(self._state), {
             "lanes": self._lane_ids(),
             "layout": self.chosen.describe(),
             "position": self._at._asdict(),

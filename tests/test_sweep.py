@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 import rethink_jax
-from rethink_jax import checkpoint, records, sweep, train
+from rethink_jax import checkpoint, engine, records, sweep, train
 from rethink_jax.schema import UserError
 
 REPO = Path(__file__).parents[1]
@@ -101,6 +102,35 @@ def test_workdir_holds_everything(config, whole):
     assert head["data"]["digits"]["train"] == 1442
     assert not list((whole / "groups").iterdir()), "finished groups leave no checkpoints"
     assert not list(whole.rglob("*.part"))
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "table"])
+def test_devices_do_not_wait_for_the_disk(what, config, tmp_path, monkeypatch):
+    """While a checkpoint or trials.csv is being written, the next dispatch is sent off."""
+    config["checkpoint"] = {"every_seconds": 0.0}
+    monkeypatch.setattr(sweep, "_TABLE_SECONDS", 0.0)
+    stepping, stepped, waited = threading.Event(), threading.Event(), []
+    step = engine.GroupRun.step
+    monkeypatch.setattr(
+        engine.GroupRun, "step", lambda run: (stepping.set(), step(run), stepped.set())
+    )
+
+    def slowly(write):
+        def call(self, *args):
+            if stepping.is_set() and not waited:  # The first one once the lanes are under way.
+                stepped.clear()
+                waited.append(stepped.wait(20))
+            return write(self, *args)
+
+        return call
+
+    owner, name = {
+        "checkpoint": (checkpoint.GroupCheckpoint, "save"),
+        "table": (records.Workdir, "write_table"),
+    }[what]
+    monkeypatch.setattr(owner, name, slowly(getattr(owner, name)))
+    assert run(config, tmp_path / "w") == 0
+    assert waited == [True]
 
 
 def test_load_results(whole):
