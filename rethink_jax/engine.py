@@ -90,7 +90,7 @@ class Programs(LanePrograms):
     @property
     def memory_bytes(self) -> int:
         """What one device needs, with the images, and the networks that wait to be written."""
-        return memory.program_bytes(self.advance) + self.finished_bytes
+        return memory.program_bytes(self.advance) + self.waiting_bytes
 
 
 class GroupRun(LaneRun):
@@ -160,12 +160,8 @@ class GroupRun(LaneRun):
 
     def checkpoint(self) -> tuple[train.TrialState, dict[str, Any]]:
         """The state of all lanes and which trials they hold, for `GroupCheckpoint.save`."""
-<<<<<<< HEAD
-        return self._state, {"lanes": self._lane_ids(), "layout": self.chosen.describe()}
-=======
-        meta = {"lanes": self._lane_ids(), "layout": self._describe(self._chosen)}
+        meta = {"lanes": self._lane_ids(), "layout": self.chosen.describe()}
         return snapshot(self._state), meta
->>>>>>> a8048582bedce15c0d1ade2a600bd659e69edda9
 
     # --- inside -----------------------------------------------------------------------------------
 

@@ -163,10 +163,10 @@ class LanePrograms:
         return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), self.state_struct)
 
     @property
-    def finished_bytes(self) -> int:
-        """Of a device's states once more: all may end at once, and wait there to be written."""
+    def waiting_bytes(self) -> int:
+        """Of what waits on a device to be written: the networks of all lanes, and a checkpoint."""
         arrays = jax.tree.leaves(self.state_struct)
-        return sum(a.size * a.dtype.itemsize for a in arrays) // len(self.layout.devices)
+        return 2 * sum(a.size * a.dtype.itemsize for a in arrays) // len(self.layout.devices)
 
     def lane(self, tree_L: Any, lane: int) -> Any:
         """One lane of a tree, still on its device. Only that device works for it."""
@@ -194,24 +194,12 @@ def _take(tree: Any, index: jax.Array) -> Any:
     return jax.tree.map(lambda a: a[index], tree)
 
 
-<<<<<<< HEAD
-=======
 @jax.jit
 def snapshot(state_L: Any) -> Any:
     """A copy on the devices, which stays when the state is consumed by the next dispatch."""
     return jax.tree.map(jnp.copy, state_L)
 
 
-def program_bytes(program: Any) -> int:
-    """What one device needs to run a compiled program, as the compiler reports it."""
-    m = program.memory_analysis()
-    return (
-        m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
-        + m.temp_size_in_bytes
-    )  # fmt: skip
-
-
->>>>>>> a8048582bedce15c0d1ade2a600bd659e69edda9
 def copy_lane(to_L: Any, to: int, from_L: Any, row: int) -> None:
     """Copies one lane of a tree of host arrays into a lane of another."""
     jax.tree.map(lambda a_L, b_L: a_L.__setitem__(to, b_L[row]), to_L, from_L)

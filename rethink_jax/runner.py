@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,26 @@ if TYPE_CHECKING:
 _TABLE_SECONDS = 5.0  # Between refreshes of trials.csv.
 
 
+class _Regularly:
+    """Something written every so many seconds, and never begun before the last one is done."""
+
+    def __init__(self, seconds: float):
+        self._seconds, self._begun = seconds, time.monotonic()
+        self._write: Future[None] | None = None
+
+    @property
+    def due(self) -> bool:
+        written = self._write is None or self._write.done()
+        return written and time.monotonic() - self._begun > self._seconds
+
+    def begun(self, write: Future[None]) -> None:
+        self._write, self._begun = write, time.monotonic()
+
+    def wait(self) -> None:
+        """Until nothing is being written, whether that goes well or not."""
+        futures.wait([self._write] if self._write else [])
+
+
 class Runner:
     """Runs the groups of one sweep one after another, and writes what they finish."""
 
@@ -47,11 +68,12 @@ class Runner:
         self._own = {t.trial_id for t in sweep.trials}
         self._writes: list[Future[None]] = []
         self._steps = 0
-        self._table_written = 0.0
+        self._planned = sweep.planned_rows()
+        self._table = _Regularly(_TABLE_SECONDS)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """While open, finished trials are written by a thread of their own."""
+        """While open, all that is written is written by a thread of its own, in order."""
         with ThreadPoolExecutor(1, "writer") as self._writer:
             self._write_table()
             yield
@@ -91,15 +113,18 @@ class Runner:
         if not todo:
             return
         choices = self._choices(group, todo)
+        on_finished = lambda f: self._submit(self._write, spec, group, f)  # noqa: E731
         # Not `run` itself, which would refer to itself: its arrays are to go when it goes.
-        run = self._sweep.group_run(group, lambda f: self._submit(spec, group, f), lanes, choices)
+        run = self._sweep.group_run(group, on_finished, lanes, choices)
         spec = run.spec
         checkpoint, done = GroupCheckpoint(self._workdir.group_dir(group.group_id)), False
         with contextlib.closing(run), contextlib.ExitStack() as stack:
+            saving = _Regularly(self._sweep.settings["checkpoint.every_seconds"])
             stack.callback(lambda: checkpoint.close(delete=done))
+            stack.callback(saving.wait)
             self._begin(run, group, todo, checkpoint, fit=not lanes)
             epochs_before = sum(run.epochs_of.values())
-            steps_before, saved = self._steps, time.monotonic()
+            steps_before = self._steps
             while run.busy and not self._signals:
                 run.step()
                 # Those under way hold memory of the devices.
@@ -107,13 +132,12 @@ class Runner:
                 epochs = sum(run.epochs_of.values()) - epochs_before
                 self._steps = steps_before + round(spec.steps_per_epoch * epochs)
                 self._show(run)
-                if time.monotonic() - self._table_written > _TABLE_SECONDS:
-                    self._write_table()
-                if time.monotonic() - saved > self._sweep.settings["checkpoint.every_seconds"]:
-                    checkpoint.save(*run.checkpoint())
-                    saved = time.monotonic()
+                if self._table.due:
+                    self._table.begun(self._submit(self._write_table))
+                if saving.due:
+                    saving.begun(self._submit(checkpoint.save, *run.checkpoint()))
             if run.busy:
-                checkpoint.save(*run.checkpoint())
+                saving.begun(self._submit(checkpoint.save, *run.checkpoint()))
             self._await_writes(0)
             done = not run.busy
 
@@ -194,13 +218,13 @@ class Runner:
         )
 
     def _write_table(self) -> None:
-        self._workdir.write_table(self._sweep.planned_rows(), dict(self._finished))
-        self._table_written = time.monotonic()
+        self._workdir.write_table(self._planned, dict(self._finished))
 
-    # --- finished trials --------------------------------------------------------------------------
+    # --- what the writer does ---------------------------------------------------------------------
 
-    def _submit(self, spec: Spec, group: Group, finished: Finished) -> None:
-        self._writes.append(self._writer.submit(self._write, spec, group, finished))
+    def _submit(self, write: Callable[..., None], *args: Any) -> Future[None]:
+        self._writes.append(self._writer.submit(write, *args))
+        return self._writes[-1]
 
     def _await_writes(self, most: int) -> None:
         """Waits until at most so many writes are under way; raises what a write raised."""

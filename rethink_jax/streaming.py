@@ -19,18 +19,7 @@ from rethink_jax.choices import BY_RULE, Choices
 from rethink_jax.data import loader
 from rethink_jax.data.streamed import StreamedDataset
 from rethink_jax.devices import available_cores
-<<<<<<< HEAD
-from rethink_jax.lanes import Finished, LanePrograms, LaneRun, Layout
-=======
-from rethink_jax.lanes import (
-    Finished,
-    LanePrograms,
-    LaneRun,
-    Layout,
-    program_bytes,
-    snapshot,
-)
->>>>>>> a8048582bedce15c0d1ade2a600bd659e69edda9
+from rethink_jax.lanes import Finished, LanePrograms, LaneRun, Layout, snapshot
 from rethink_jax.trials import Group, Trial
 
 _CHUNK_BYTES = 2**26
@@ -96,7 +85,7 @@ class StreamPrograms(LanePrograms):
     def memory_bytes(self) -> int:
         """What one device needs to train, with the chunks and the networks that wait there."""
         ahead = loader.AHEAD * self._images.size
-        return memory.program_bytes(self.train) + ahead + self.finished_bytes
+        return memory.program_bytes(self.train) + ahead + self.waiting_bytes
 
     def _reporting(self, fn: Callable[..., chunks.StreamState], *shared: Any) -> Any:
         def call(*args: Any) -> Any:

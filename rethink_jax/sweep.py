@@ -6,12 +6,7 @@ import contextlib
 import shutil
 import signal
 import time
-<<<<<<< HEAD
 from collections.abc import Iterator
-=======
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
->>>>>>> a8048582bedce15c0d1ade2a600bd659e69edda9
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +29,6 @@ from rethink_jax.schema import UserError, plain
 from rethink_jax.streaming import StreamRun
 from rethink_jax.trials import Group
 
-<<<<<<< HEAD
-=======
-_TABLE_SECONDS = 5.0  # Between refreshes of trials.csv.
-_MOST_WRITES = 64  # Waiting for the writer before the devices wait, too.
-
->>>>>>> a8048582bedce15c0d1ade2a600bd659e69edda9
 
 class Sweep:
     """A config, resolved and checked: its trials, groups, data and settings.
@@ -223,147 +212,3 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for s, handler in old.items():
             signal.signal(s, handler)
-<<<<<<< HEAD
-=======
-
-
-class _Regularly:
-    """Something written every so many seconds, and never begun before the last one is done."""
-
-    def __init__(self, seconds: float):
-        self._seconds, self._begun = seconds, time.monotonic()
-        self._write: Future[None] | None = None
-
-    @property
-    def due(self) -> bool:
-        written = self._write is None or self._write.done()
-        return written and time.monotonic() - self._begun > self._seconds
-
-    def begun(self, write: Future[None]) -> None:
-        self._write, self._begun = write, time.monotonic()
-
-
-class _Runner:
-    """Runs the groups of one sweep one after another, and writes what they finish."""
-
-    def __init__(
-        self,
-        sweep: Sweep,
-        workdir: records.Workdir,
-        finished: dict[str, dict[str, Any]],
-        progress: Progress,
-        signals: list[int],
-    ):
-        self._sweep, self._workdir, self._finished = sweep, workdir, finished
-        self._progress, self._signals = progress, signals
-        self._own = {t.trial_id for t in sweep.trials}
-        self._writes: list[Future[None]] = []
-        self._steps = 0
-        self._planned = sweep.planned_rows()
-        self._table = _Regularly(_TABLE_SECONDS)
-
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
-        """While open, all that is written is written by a thread of its own, in order."""
-        with ThreadPoolExecutor(1, "writer") as self._writer:
-            self._write_table()
-            yield
-            self._await_writes(0)
-            self._write_table()
-
-    def run_group(self, group: Group) -> None:
-        """Runs a group to its end or to a signal, from its checkpoint if there is one."""
-        todo = [t for t in group.trials if t.trial_id not in self._finished]
-        if not todo:
-            return
-        run = self._sweep.group_run(group, lambda f: self._submit(self._write, run, group, f))
-        checkpoint = GroupCheckpoint(self._workdir.group_dir(group.group_id))
-        restored = checkpoint.restore(run.one_state)
-        self._progress.preparing(f"compiling the program of group {group.group_id}")
-        with contextlib.closing(run):
-            run.begin(todo, restored)
-            epochs_before = sum(run.epochs_of.values())
-            steps_before = self._steps
-            saving = _Regularly(self._sweep.settings["checkpoint.every_seconds"])
-            while run.busy and not self._signals:
-                run.step()
-                self._await_writes(_MOST_WRITES)
-                epochs = sum(run.epochs_of.values()) - epochs_before
-                self._steps = steps_before + round(run.spec.steps_per_epoch * epochs)
-                self._show(run)
-                if self._table.due:
-                    self._table.begun(self._submit(self._write_table))
-                if saving.due:
-                    saving.begun(self._submit(checkpoint.save, *run.checkpoint()))
-            if run.busy:
-                self._submit(checkpoint.save, *run.checkpoint())
-        self._await_writes(0)
-        checkpoint.close(delete=not run.busy)
-
-    def close(self, seconds: float) -> int:
-        """Says how it ended; returns the exit code."""
-        done = sum(t.trial_id in self._finished for t in self._sweep.trials)
-        if self._signals and done < len(self._sweep.trials):
-            self._progress.say(
-                f"interrupted with {done} of {len(self._sweep.trials)} trials done; everything is "
-                "saved, the same command goes on from here"
-            )
-            return EXIT_INTERRUPTED
-        counts = {}
-        for t in self._sweep.trials:
-            status = self._finished[t.trial_id]["status"]
-            counts[status] = counts.get(status, 0) + 1
-        what = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
-        rate = self._steps / seconds
-        self._progress.say(
-            f"{done} trials done ({what}) in {seconds:.1f} s, {rate:,.0f} trial-steps/s with "
-            f"everything; results in {self._workdir.path}"
-        )
-        return EXIT_OK
-
-    def _show(self, run: LaneRun) -> None:
-        done = [r for i, r in list(self._finished.items()) if i in self._own]
-        epochs = [r["epochs"] for r in done]
-        expected = np.mean(epochs) if epochs else run.spec.fields["stop.max_epochs"]
-        left = len(self._sweep.trials) - len(done)
-        begun = sum(run.epochs_of[t] for t in run.lanes if t is not None)
-        self._progress.update(
-            Snapshot(
-                lanes_busy=run.busy,
-                lanes=run.layout.lanes,
-                done=len(done),
-                total=len(self._sweep.trials),
-                diverged=sum(r["status"] == "diverged" for r in done),
-                steps=self._steps,
-                steps_left=max(left * expected - begun, 0) * run.spec.steps_per_epoch,
-            )
-        )
-
-    def _write_table(self) -> None:
-        self._workdir.write_table(self._planned, dict(self._finished))
-
-    # --- what the writer does ---------------------------------------------------------------------
-
-    def _submit(self, write: Callable[..., None], *args: Any) -> Future[None]:
-        self._writes.append(self._writer.submit(write, *args))
-        return self._writes[-1]
-
-    def _await_writes(self, most: int) -> None:
-        """Waits until at most so many writes are under way; raises what a write raised."""
-        while self._writes and (len(self._writes) > most or self._writes[0].done()):
-            self._writes.pop(0).result()
-
-    def _write(self, run: LaneRun, group: Group, finished: Finished) -> None:
-        trial, state = finished.trial, jax.device_get(finished.state)
-        self._workdir.trial_dir(trial.trial_id).mkdir(exist_ok=True)
-        epochs = int(state.epoch)
-        curve = state.curve[:epochs]
-        result = result_of(run.spec, group, finished, state)
-        keep = self._sweep.settings["checkpoint.keep"] == "final"
-        if keep and result["status"] != "diverged":
-            variables = {"params": state.params, **state.model_state}
-            save_network(self._workdir.trial_dir(trial.trial_id) / "network", variables)
-        self._workdir.write_curve(trial.trial_id, train.CURVE, curve)
-        self._workdir.write_result(trial.trial_id, result)
-        self._finished[trial.trial_id] = result
->>>>>>> a8048582bedce15c0d1ade2a600bd659e69edda9
