@@ -204,14 +204,15 @@ def authors_spec_l21_bound(subject: Subject) -> jax.Array:
 def authors_spec_fro_bound(subject: Subject) -> jax.Array:
     """log of d * spectral norm * sqrt(sum_i h_i ||W_i - W0_i||_F^2 / ||W_i||^2) / sqrt(m). Scalar.
 
-    h_i counts output channels; the spectral norm is `authors_norm`.
+    h_i counts output channels; divided by the margin as `authors_norm`.
     """
     widths_D = jnp.asarray(layers.widths_D(subject), subject.images_NxHxWxC.dtype)
     squares_D = jnp.square(ratios_D(subject, "frobenius", "spectral_reshaped", "moved"))
     ratio = 0.5 * jnp.log(jnp.sum(widths_D * squares_D))
     depth, samples = len(layers.places(subject)), len(subject.labels_N)
-    spectral = authors_norm(subject, "spectral_reshaped")
-    return math.log(depth) + spectral + ratio - 0.5 * math.log(samples)
+    value = log_product(subject, "spectral_reshaped") + ratio
+    bound = math.log(depth) + value - 0.5 * math.log(samples)
+    return _over_authors_margin(subject, bound)
 
 
 _AUTHORS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -73,11 +74,17 @@ def once(function: Callable[..., _Result]) -> Callable[..., _Result]:
     loops. As with all properties of a subject, its arrays belong to the trace that made it.
     """
 
+    signature = inspect.signature(function)
+
     @functools.wraps(function)
-    def remembered(subject: Subject, *choices: Any) -> _Result:
+    def remembered(subject: Subject, *choices: Any, **named: Any) -> _Result:
+        given = signature.bind(subject, *choices, **named)
+        # A default that is written out is the same choice.
+        given.apply_defaults()
         done = subject.__dict__.setdefault("_done", {})
-        if (function, choices) not in done:
-            done[function, choices] = function(subject, *choices)
-        return done[function, choices]
+        key = (function, *given.args[1:])
+        if key not in done:
+            done[key] = function(*given.args)
+        return done[key]
 
     return remembered
