@@ -57,16 +57,20 @@ def _in_strides(x: jax.Array, stride: int, axis: int) -> jax.Array:
     return jnp.pad(x, more).reshape(*x.shape[:axis], count, stride, *x.shape[axis + 1 :])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _max_along(x: jax.Array, window: int, stride: int, axis: int) -> jax.Array:
+def _largest(x: jax.Array, window: int, stride: int, axis: int) -> jax.Array:
     """The largest value of each one-dimensional window."""
     return functools.reduce(jnp.maximum, _taps(x, window, stride, axis))
+
+
+_max_along = jax.custom_vjp(_largest, nondiff_argnums=(1, 2, 3))
 
 
 def _max_forward(
     x: jax.Array, window: int, stride: int, axis: int
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    y = _max_along(x, window, stride, axis)
+    # Not _max_along: a gradient that is differentiated forward, as for products with the Hessian,
+    # must not meet a function whose only rule is for reverse.
+    y = _largest(x, window, stride, axis)
     return y, (x, y)
 
 

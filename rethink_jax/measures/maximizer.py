@@ -1,0 +1,193 @@
+"""A maximum over a box or a ball: signed steps from several starts, then projected quasi-Newton.
+
+Points are in the unit box or ball; how large it is in weights is the objective's matter. All counts
+are fixed, so the search can be compiled and batched over networks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Objective(NamedTuple):
+    """What is maximized, as functions of a point [P].
+
+    value: -> scalar   value_and_gradient: -> (scalar, gradient[P])
+    """
+
+    value: Callable[[jax.Array], jax.Array]
+    value_and_gradient: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+
+
+class Region(NamedTuple):
+    """Where the maximum is searched: the steepest direction of unit size, and the projection."""
+
+    direction: Callable[[jax.Array], jax.Array]
+    project: Callable[[jax.Array], jax.Array]
+
+
+def _over_norm(x_P: jax.Array, at_least: float) -> jax.Array:
+    # The derivative of a norm is never taken here, so that of 0 needs no care; its quotient does.
+    return x_P / jnp.maximum(jnp.linalg.norm(x_P), at_least)
+
+
+BOX = Region(jnp.sign, lambda x_P: jnp.clip(x_P, -1, 1))
+BALL = Region(lambda x_P: _over_norm(x_P, 1e-30), lambda x_P: _over_norm(x_P, 1.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """How hard a maximum is searched for. No paper says; these reach the known maxima.
+
+    random_starts: random corners of the box that are started from, beside the centre
+    steps: signed steps from each start; the first from the centre is to the corner of the signed
+      gradient   first_step, last_step: their lengths, between which they fall geometrically (the
+      box is 2 wide)   momentum: of the gradient, scaled to mean absolute value 1
+    refinements: quasi-Newton iterations from the best point of all   memory: pairs that they keep
+    """
+
+    random_starts: int = 3
+    steps: int = 40
+    first_step: float = 2.0
+    last_step: float = 0.02
+    momentum: float = 0.5
+    refinements: int = 20
+    memory: int = 6
+
+    @property
+    def evaluations(self) -> int:
+        """How often the loss is evaluated, counting a loss with its gradient as one."""
+        refining = 1 + self.refinements * (1 + len(_LENGTHS)) if self.refinements else 0
+        return (1 + self.random_starts) * (self.steps + 1) + refining
+
+
+class Best(NamedTuple):
+    """A point [P] and the objective there."""
+
+    point_P: jax.Array
+    value: jax.Array
+
+
+def better(a: Best, b: Best) -> Best:
+    """The one of larger value; a where b is not finite."""
+    taken = jnp.isfinite(b.value) & (b.value > a.value)
+    return jax.tree.map(lambda x, y: jnp.where(taken, y, x), a, b)
+
+
+def ascend(objective: Objective, region: Region, start_P: jax.Array, search: Search) -> Best:
+    """The best point met on a walk of steps of falling length along the momentum's direction."""
+
+    def step(carry: tuple[jax.Array, jax.Array, Best], length: jax.Array) -> tuple[tuple, None]:
+        point_P, momentum_P, best = carry
+        value, gradient_P = objective.value_and_gradient(point_P)
+        best = better(best, Best(point_P, value))
+        size = jnp.maximum(jnp.mean(jnp.abs(gradient_P)), jnp.finfo(point_P.dtype).tiny)
+        momentum_P = search.momentum * momentum_P + gradient_P / size
+        point_P = region.project(point_P + length * region.direction(momentum_P))
+        return (point_P, momentum_P, best), None
+
+    lengths = jnp.geomspace(search.first_step, search.last_step, search.steps, dtype=start_P.dtype)
+    nothing = Best(start_P, jnp.full((), -jnp.inf, start_P.dtype))
+    carry, _ = jax.lax.scan(step, (start_P, jnp.zeros_like(start_P), nothing), lengths)
+    last_P, _, best = carry
+    return better(best, Best(last_P, objective.value(last_P)))
+
+
+# Step lengths that a refinement tries: along the quasi-Newton and along the signed direction.
+_LENGTHS = ((1.0, 0.0), (0.3, 0.0), (0.03, 0.0), (0.0, 2.0), (0.0, 0.2), (0.0, 0.02))
+
+
+class _Memory(NamedTuple):
+    """Differences of points and of minus the gradients, the newest last: both [M, P]."""
+
+    points_MxP: jax.Array
+    gradients_MxP: jax.Array
+
+    def add(self, point_P: jax.Array, gradient_P: jax.Array) -> _Memory:
+        return _Memory(
+            jnp.concatenate([self.points_MxP[1:], point_P[None]]),
+            jnp.concatenate([self.gradients_MxP[1:], gradient_P[None]]),
+        )
+
+
+def _quasi_newton(memory: _Memory, gradient_P: jax.Array, free_P: jax.Array) -> jax.Array:
+    """The direction of L-BFGS among the free coordinates (Nocedal & Wright 2006, Algorithm 7.4).
+
+    Pairs of no positive curvature there are left out: the objective need not be concave. With none
+    left it is the gradient, its largest component scaled to 1.
+    """
+    eps = jnp.finfo(gradient_P.dtype).eps
+    s_MxP, y_MxP = (jnp.where(free_P[None], a, 0) for a in memory)
+    products_M = jnp.sum(s_MxP * y_MxP, 1)
+    sizes_M = jnp.linalg.norm(s_MxP, axis=1) * jnp.linalg.norm(y_MxP, axis=1)
+    usable_M = products_M > 10 * eps * sizes_M
+    rho_M = jnp.where(usable_M, 1 / jnp.where(usable_M, products_M, 1), 0)
+    largest = jnp.maximum(jnp.max(jnp.abs(gradient_P)), jnp.finfo(gradient_P.dtype).tiny)
+    scale = 1 / largest
+    for s_P, y_P, usable, rho in zip(s_MxP, y_MxP, usable_M, rho_M, strict=True):
+        scale = jnp.where(usable, 1 / jnp.where(usable, rho * jnp.vdot(y_P, y_P), 1), scale)
+    direction_P, coefficients = gradient_P, []
+    for s_P, y_P, rho in zip(s_MxP[::-1], y_MxP[::-1], rho_M[::-1], strict=True):
+        coefficients.append(rho * jnp.vdot(s_P, direction_P))
+        direction_P = direction_P - coefficients[-1] * y_P
+    direction_P = scale * direction_P
+    for s_P, y_P, rho, a in zip(s_MxP, y_MxP, rho_M, coefficients[::-1], strict=True):
+        direction_P = direction_P + s_P * (a - rho * jnp.vdot(y_P, direction_P))
+    return jnp.where(free_P, direction_P, 0)
+
+
+def refine(objective: Objective, start: Best, search: Search) -> Best:
+    """Projected quasi-Newton ascent in the unit box from a point; never worse than its start.
+
+    As L-BFGS-B (Byrd et al. 1995), coordinates at a bound that the gradient pushes outward are
+    held; in place of its line search, the best of a few lengths along two directions is taken.
+    """
+    lengths_Cx2 = jnp.asarray(_LENGTHS, start.point_P.dtype)
+
+    def iterate(
+        carry: tuple[Best, jax.Array, _Memory, jax.Array], _: None
+    ) -> tuple[tuple[Best, jax.Array, _Memory, jax.Array], None]:
+        now, gradient_P, memory, reach = carry
+        held_P = (jnp.abs(now.point_P) >= 1) & (now.point_P * gradient_P > 0)
+        inward_P = jnp.where(held_P, 0, gradient_P)
+        newton_P = _quasi_newton(memory, inward_P, ~held_P)
+
+        def at(lengths_2: jax.Array) -> jax.Array:
+            along_P = lengths_2[0] * newton_P + lengths_2[1] * jnp.sign(inward_P)
+            return BOX.project(now.point_P + reach * along_P)
+
+        values_C = jax.lax.map(lambda lengths_2: objective.value(at(lengths_2)), lengths_Cx2)
+        chosen = jnp.argmax(jnp.where(jnp.isfinite(values_C), values_C, -jnp.inf))
+        found = better(now, Best(at(lengths_Cx2[chosen]), values_C[chosen]))
+        gained = found.value > now.value
+        _, next_P = objective.value_and_gradient(found.point_P)
+        memory = memory.add(found.point_P - now.point_P, gradient_P - next_P)
+        reach = jnp.where(gained, jnp.minimum(1, 4 * reach), 0.1 * reach)
+        return (found, next_P, memory, reach), None
+
+    _, gradient_P = objective.value_and_gradient(start.point_P)
+    empty = jnp.zeros((search.memory, start.point_P.size), start.point_P.dtype)
+    carry = (start, gradient_P, _Memory(empty, empty), jnp.ones((), start.point_P.dtype))
+    (best, *_), _ = jax.lax.scan(iterate, carry, length=search.refinements)
+    return best
+
+
+def maximize_in_box(
+    objective: Objective, centre_P: jax.Array, search: Search, key: jax.Array
+) -> Best:
+    """The best point of the unit box [-1, 1]^P that the search finds.
+
+    Starts are the centre (zeros [P]) and random corners, drawn with the key; the best of them all
+    is refined.
+    """
+    shape = (search.random_starts, centre_P.size)
+    corners = jnp.where(jax.random.bernoulli(key, shape=shape), 1, -1).astype(centre_P.dtype)
+    starts = jnp.concatenate([centre_P[None], corners])
+    found = jax.lax.map(lambda start_P: ascend(objective, BOX, start_P, search), starts)
+    best = jax.tree.map(lambda x: x[jnp.argmax(found.value)], found)
+    return refine(objective, best, search) if search.refinements else best
