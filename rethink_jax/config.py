@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from rethink_jax import models, trials
+from rethink_jax.layers.lowering import LOWERINGS
 from rethink_jax.schema import Field, UserError, flatten, nest, plain, suggest
 
 SETTINGS: dict[str, Field] = {
@@ -19,6 +20,18 @@ SETTINGS: dict[str, Field] = {
         choices=("auto", "vmap", "map"),
     ),
     "engine.lanes": Field(int, 0, "trials at once; 0: chosen by the engine", low=0),
+    "engine.convolution": Field(
+        str,
+        "auto",
+        "how convolutions are computed; auto: each as was measured, or by backend",
+        choices=("auto", *LOWERINGS),
+    ),
+    "engine.tuning": Field(
+        str,
+        "auto",
+        "measure what is fastest on this machine; auto: for groups of many minutes",
+        choices=("auto", "on", "off"),
+    ),
     "engine.devices": Field(int, 0, "local devices to use; 0: all", low=0),
     "engine.epochs_per_dispatch": Field(
         int, 0, "epochs that one device call runs; 0: about a quarter of a second", low=0

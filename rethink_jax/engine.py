@@ -10,6 +10,7 @@ runs the next, in which those lanes stand still.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -18,7 +19,8 @@ import jax
 import numpy as np
 
 from rethink_jax import inputs as trial_inputs
-from rethink_jax import step, train
+from rethink_jax import memory, step, train
+from rethink_jax.choices import BY_RULE, Choices
 from rethink_jax.data.dataset import Dataset
 from rethink_jax.lanes import (
     Finished,
@@ -28,9 +30,7 @@ from rethink_jax.lanes import (
     choose_layout,
     copy_lane,
     over_lanes,
-    program_bytes,
     shared_sharding,
-    snapshot,
 )
 from rethink_jax.trials import Group, Trial
 
@@ -57,12 +57,25 @@ class Programs(LanePrograms):
     the state that they are given.
     """
 
+    NAMES = "start", "advance"
+
     def __init__(self, spec: step.Spec, layout: Layout, data: Any, one_input: train.Inputs):
-        one_state = jax.eval_shape(lambda i: train.init_trial(spec, i), one_input)
-        super().__init__(spec, layout, one_state)
+        self._data, self._one_input = data, one_input
+        self._one_state = jax.eval_shape(lambda i: train.init_trial(spec, i), one_input)
+        super().__init__(spec, layout, self._one_state)
+
+    @functools.cached_property
+    def start(self) -> Any:
+        spec = self._spec
 
         def start(inputs: train.Inputs, fresh: jax.Array, state: train.TrialState) -> Any:
             return jax.lax.cond(fresh, lambda: train.init_trial(spec, inputs), lambda: state)
+
+        return self.compiled(start, [], self._one_input, np.bool_(), self._one_state)
+
+    @functools.cached_property
+    def advance(self) -> Any:
+        spec = self._spec
 
         def advance(data: train.Data, epochs: jax.Array, inputs: train.Inputs, state: Any) -> Any:
             body = lambda _, s: train.advance(spec, data, inputs, s)  # noqa: E731
@@ -70,20 +83,22 @@ class Programs(LanePrograms):
             # The state itself is consumed by the next call before the host has read this one.
             return state, Report(state.status, state.epoch)
 
-        self.start = self.compiled(start, [], one_input, np.bool_(), one_state)
-        self.advance = self.compiled(advance, [data, np.int32()], one_input, one_state)
+        shared = [self._data, np.int32()]
+        return self.compiled(advance, shared, self._one_input, self._one_state)
 
     @property
     def memory_bytes(self) -> int:
-        """What one device needs to run `advance`, as the compiler reports it."""
-        return program_bytes(self.advance)
+        """What one device needs, with the images, and what waits to be written."""
+        return memory.program_bytes(self.advance) + self.waiting_bytes
 
 
 class GroupRun(LaneRun):
     """One group on its way through the lanes: `begin`, then `step` while `busy`.
 
-    image_bytes: memory for distinct versions of the images, per device
+    image_bytes: memory for distinct versions of the images, per device; at most half of what it has
     """
+
+    programs: Programs
 
     def __init__(
         self,
@@ -92,11 +107,13 @@ class GroupRun(LaneRun):
         settings: dict[str, Any],
         on_finished: Callable[[Finished], None],
         image_bytes: int = 2**32,
+        choices: Choices = BY_RULE,
     ):
-        super().__init__(group, dataset, settings, on_finished)
+        super().__init__(group, dataset, settings, on_finished, choices)
         specs = {trial_inputs.pixel_spec(t) for t in group.trials}
-        shared = shared_sharding(self.layout)
-        self._images = trial_inputs.ImageStore(dataset, specs, image_bytes, shared)
+        shared, limit = shared_sharding(self.layout), memory.limit_of(self.layout.devices)
+        most = image_bytes if limit is None else min(image_bytes, limit // 2)
+        self._images = trial_inputs.ImageStore(dataset, specs, most, shared)
         self._pending: tuple[Report, int, tuple[Trial | None, ...]] | None = None
         self._epochs_per_dispatch = settings["engine.epochs_per_dispatch"] or 1
         self._last_collected = time.monotonic()
@@ -105,11 +122,6 @@ class GroupRun(LaneRun):
     def one_state(self) -> train.TrialState:
         """Shapes and dtypes of one trial's state."""
         return jax.eval_shape(lambda i: train.init_trial(self.spec, i), self._one_input)
-
-    def compile(self) -> Programs:
-        """The programs for the present layout."""
-        self.programs = Programs(self.spec, self.layout, self._images.struct, self._one_input)
-        return self.programs
 
     def begin(
         self,
@@ -125,7 +137,7 @@ class GroupRun(LaneRun):
         self.waiting = list(waiting)
         if restored and self._holds_all(restored[1]):
             # The same machine, and nothing waits: take up the very lanes, as they were compacted.
-            self.layout = dataclasses.replace(self._chosen, lanes=len(restored[1]["lanes"]))
+            self.layout = dataclasses.replace(self.chosen, lanes=len(restored[1]["lanes"]))
         self.compile()
         state_L = self._empty_lanes()
         if restored:
@@ -147,13 +159,15 @@ class GroupRun(LaneRun):
 
     def checkpoint(self) -> tuple[train.TrialState, dict[str, Any]]:
         """The state of all lanes and which trials they hold, for `GroupCheckpoint.save`."""
-        meta = {"lanes": self._lane_ids(), "layout": self._describe(self._chosen)}
-        return snapshot(self._state), meta
+        return self._state, {"lanes": self._lane_ids(), "layout": self.chosen.describe()}
 
     # --- inside -----------------------------------------------------------------------------------
 
+    def _make_programs(self, layout: Layout) -> Programs:
+        return Programs(self.spec, layout, self._images.struct, self._one_input)
+
     def _holds_all(self, meta: dict[str, Any]) -> bool:
-        known = meta["layout"] == self._describe(self._chosen)
+        known = meta["layout"] == self.chosen.describe()
         return known and {t.trial_id for t in self.waiting} <= set(meta["lanes"])
 
     def _place(self, trial: Trial) -> int | None:

@@ -14,9 +14,10 @@ from typing import Any
 
 import jax
 
-from rethink_jax.data.dataset import Dataset
-from rethink_jax.data.streamed import StreamedDataset
+from rethink_jax import records, trials
 from rethink_jax.devices import available_cores
+from rethink_jax.inputs import AnyDataset
+from rethink_jax.schema import UserError
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml-collections", "numpy",
              "pillow")  # fmt: skip
@@ -27,6 +28,43 @@ def sha256(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
+def opened(
+    config: dict[str, Any], datasets: dict[str, AnyDataset], workdir: records.Workdir
+) -> dict[str, Any]:
+    """The header of a new workdir, or that of this one after checking that it fits.
+
+    Raises:
+      UserError: the workdir belongs to another experiment, or to other images.
+    """
+    fixed = trials.fixed_fields(config)
+    data = {name: data_facts(d) for name, d in datasets.items()}
+    old = workdir.header()
+    if old is not None:
+        before = old["fixed_fields"]
+        as_stored = {k: list(v) if isinstance(v, tuple) else v for k, v in fixed.items()}
+        if wrong := [k for k in sorted(before) if k in fixed and before[k] != as_stored[k]]:
+            changes = "; ".join(f"{k}: {before[k]!r} there, {fixed[k]!r} now" for k in wrong)
+            raise UserError(
+                f"the workdir {workdir.path} holds another experiment ({changes}); "
+                "name another --workdir, or sweep over the field"
+            )
+        for name in old["data"].keys() & data.keys():
+            if old["data"][name]["fingerprint"] != data[name]["fingerprint"]:
+                raise UserError(
+                    f"the images of {name} are not those that {workdir.path} was begun with; "
+                    "restore the data files, or name another --workdir"
+                )
+    return {
+        "format": records.FORMAT,
+        "config": config,
+        "config_sha256": sha256(config),
+        "fixed_fields": fixed,
+        "data": (old or {}).get("data", {}) | data,
+        "choices": (old or {}).get("choices", {}),
+        "runs": (old or {}).get("runs", []),
+    }
+
+
 def run_facts(command: list[str]) -> dict[str, Any]:
     """Of one command: when, what, by which code, versions and devices."""
     return {
@@ -35,12 +73,12 @@ def run_facts(command: list[str]) -> dict[str, Any]:
         "git": _git(),
         "versions": {"python": platform.python_version()} | {p: _version(p) for p in _PACKAGES},
         "devices": [f"{d.platform}:{d.id} {d.device_kind}" for d in jax.local_devices()],
-        "cpu": {"model": _cpu_model(), "cores": available_cores()},
+        "cpu": {"model": cpu_model(), "cores": available_cores()},
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
 
 
-def data_facts(dataset: Dataset | StreamedDataset) -> dict[str, Any]:
+def data_facts(dataset: AnyDataset) -> dict[str, Any]:
     """Which images a sweep was run on."""
     return {
         "train": len(dataset.train_labels),
@@ -80,7 +118,8 @@ def _git() -> dict[str, Any] | None:
         return None
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """What the processor calls itself."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rethink_jax import inputs as trial_inputs
-from rethink_jax import step, train
+from rethink_jax import memory, step, train
+from rethink_jax.choices import BY_RULE, Choices
 from rethink_jax.schema import UserError
 from rethink_jax.trials import Group, Trial
 
@@ -50,9 +50,16 @@ class Layout:
     def device_of(self, lane: int) -> int:
         return lane // self.per_device
 
+    def describe(self) -> dict[str, Any]:
+        """As it is written into files."""
+        return {
+            "devices": len(self.devices), "platform": self.devices[0].platform,
+            "lanes": self.lanes, "batching": self.batching,
+        }  # fmt: skip
 
-def choose_layout(settings: dict[str, Any], num_trials: int) -> Layout:
-    """The layout of a group, from the settings and from what was measured per backend.
+
+def choose_layout(settings: dict[str, Any], num_trials: int, choices: Choices = BY_RULE) -> Layout:
+    """The layout of a group: from the settings; else as was chosen for it; else by rule.
 
     On the CPU, `map` over one-core devices wins at every size tried (BUILD_NOTES.md), and more
     lanes than a few per device only make a dispatch longer. Elsewhere `vmap` fills the device.
@@ -66,11 +73,14 @@ def choose_layout(settings: dict[str, Any], num_trials: int) -> Layout:
             f"engine.devices is {settings['engine.devices']}; there are {len(devices)}. "
             "Set --config.engine.devices to at most that, or to 0 for all"
         )
-    batching = settings["engine.batching"]
-    if batching == "auto":
-        batching = "map" if devices[0].platform == "cpu" else "vmap"
+    rule = "map" if devices[0].platform == "cpu" else "vmap"
+    said = settings["engine.batching"], choices.batching, rule
+    batching = next(batching for batching in said if batching != "auto")
+    # The lanes were chosen for one batching.
+    per_device = choices.per_device if batching == choices.batching else 0
     devices = devices[: min(settings["engine.devices"] or len(devices), num_trials)]
-    wanted = settings["engine.lanes"] or len(devices) * _LANES_PER_DEVICE[batching]
+    wanted = settings["engine.lanes"]
+    wanted = wanted or len(devices) * (per_device or _LANES_PER_DEVICE[batching])
     per_device = -(-min(wanted, num_trials) // len(devices))
     return Layout(devices, per_device * len(devices), batching)
 
@@ -107,9 +117,14 @@ def over_lanes(fn: Callable[..., Any], layout: Layout, shared: int = 0) -> Calla
 class LanePrograms:
     """Compiled programs of a group on one layout, and how arrays get to its lanes and back.
 
-    state_struct: shapes and dtypes of the state of all lanes
+    Each program is compiled when it is first asked for.
+
+    NAMES: of the programs   state_struct: shapes and dtypes of the state of all lanes
     shared: the sharding of what all lanes have in common
     """
+
+    NAMES: tuple[str, ...]
+    memory_bytes: int  # What one device needs, as the compiler reports it.
 
     def __init__(self, spec: step.Spec, layout: Layout, one_state: Any):
         self.layout = layout
@@ -117,6 +132,11 @@ class LanePrograms:
         self._lane_sharding = NamedSharding(layout.mesh, _LANES)
         self.shared = shared_sharding(layout)
         self.state_struct = _struct(one_state, self._lane_sharding, (layout.lanes,))
+
+    def compile(self) -> None:
+        """Compiles all programs, so that nothing is compiled once lanes run."""
+        for name in self.NAMES:
+            getattr(self, name)
 
     def compiled(self, fn: Callable[..., Any], shared_args: Any, *own_args: Any) -> Any:
         """A function of one trial, compiled ahead for these very shapes and for all lanes.
@@ -140,6 +160,12 @@ class LanePrograms:
     def empty_state(self) -> Any:
         """Lanes without trials, on the host."""
         return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), self.state_struct)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Of a device's states twice more: all may end at once, and wait behind a checkpoint."""
+        arrays = jax.tree.leaves(self.state_struct)
+        return 2 * sum(a.size * a.dtype.itemsize for a in arrays) // len(self.layout.devices)
 
     def lane(self, tree_L: Any, lane: int) -> Any:
         """One lane of a tree, still on its device. Only that device works for it."""
@@ -167,21 +193,6 @@ def _take(tree: Any, index: jax.Array) -> Any:
     return jax.tree.map(lambda a: a[index], tree)
 
 
-@jax.jit
-def snapshot(state_L: Any) -> Any:
-    """A copy on the devices, which stays when the state is consumed by the next dispatch."""
-    return jax.tree.map(jnp.copy, state_L)
-
-
-def program_bytes(program: Any) -> int:
-    """What one device needs to run a compiled program, as the compiler reports it."""
-    m = program.memory_analysis()
-    return (
-        m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
-        + m.temp_size_in_bytes
-    )  # fmt: skip
-
-
 def copy_lane(to_L: Any, to: int, from_L: Any, row: int) -> None:
     """Copies one lane of a tree of host arrays into a lane of another."""
     jax.tree.map(lambda a_L, b_L: a_L.__setitem__(to, b_L[row]), to_L, from_L)
@@ -203,6 +214,7 @@ class LaneRun:
 
     on_finished: called with each `Finished`; it must not wait for the device
     epochs_of: epochs done, of every trial that has been in a lane; also parts of one
+    chosen: the layout that it begins with; idle lanes may be given up later
     """
 
     programs: LanePrograms
@@ -213,11 +225,16 @@ class LaneRun:
         dataset: trial_inputs.AnyDataset,
         settings: dict[str, Any],
         on_finished: Callable[[Finished], None],
+        choices: Choices = BY_RULE,
     ):
-        self.layout = self._chosen = choose_layout(settings, len(group.trials))
-        self.spec = trial_inputs.make_spec(group.trials, dataset, settings["evaluate.every_epochs"])
+        self.layout = self.chosen = choose_layout(settings, len(group.trials), choices)
+        spec = trial_inputs.make_spec(group.trials, dataset, settings["evaluate.every_epochs"])
+        name = settings["engine.convolution"]
+        lowering_of = choices.lowering_of if name == "auto" else lambda _: name
+        self.spec = dataclasses.replace(spec, lowering_of=lowering_of)
         self._dataset, self._settings, self._on_finished = dataset, settings, on_finished
         self._one_input = self._make_input(group.trials[0], 0)
+        self._made: dict[Layout, LanePrograms] = {}
         self._noise: dict[Trial, tuple[float, float]] = {}
         self.epochs_of: dict[Trial, float] = {}
         self.waiting: list[Trial] = []
@@ -234,17 +251,74 @@ class LaneRun:
         one = jax.eval_shape(lambda i: train.init_trial(self.spec, i), self._one_input)
         return sum(int(np.prod(p.shape)) for p in jax.tree.leaves(one.params))
 
+    def compile(self) -> LanePrograms:
+        """The programs for the present layout, all of them compiled."""
+        self.programs = self.programs_at(self.layout)
+        self.programs.compile()
+        return self.programs
+
+    def programs_at(self, layout: Layout) -> LanePrograms:
+        """The programs for a layout, each made once."""
+        if layout not in self._made:
+            self._made[layout] = self._make_programs(layout)
+        return self._made[layout]
+
+    def memory_plan(self) -> memory.Plan:
+        """What lanes need of a device and what there is, from two compiled programs."""
+
+        def bytes_at(per_device: int) -> int:
+            return self.programs_at(self._layout_of(per_device)).memory_bytes
+
+        return memory.measure(bytes_at, memory.limit_of(self.chosen.devices))
+
+    def fit(self, plan: memory.Plan | None = None) -> str | None:
+        """Takes as many lanes as there is memory for, if these are fewer than chosen.
+
+        A number of lanes that the user has set stays.
+
+        Args:
+          plan: if it is known; else the programs are compiled that are needed to tell.
+
+        Returns:
+          what to say of it, or None if the chosen lanes fit.
+
+        Raises:
+          OutOfMemory: not even one lane on each device fits.
+        """
+        lanes = self.chosen.per_device
+        limit = plan.limit if plan else memory.limit_of(self.chosen.devices)
+        if limit is None:
+            return None
+        needed = plan.bytes_at(lanes) if plan else self.programs_at(self.chosen).memory_bytes
+        if memory.fits(needed, limit):
+            return None
+        lack = memory.lack(lanes, needed, limit)
+        if self._settings["engine.lanes"]:
+            return f"warning: {lack}; taken since engine.lanes says so"
+        most = 1
+        if lanes > 1:
+            fitting = (plan or self.memory_plan()).fitting or 0
+            most = max(min(fitting, lanes - 1), 1)
+        layout = self._layout_of(most)
+        if most == 1:  # Of one lane alone, the line that the plan draws says too much.
+            needed = self.programs_at(layout).memory_bytes
+            if not memory.fits(needed, limit):
+                lack = memory.lack(1, needed, limit)
+                trying = f"--config.engine.lanes={layout.lanes} tries it nevertheless"
+                raise memory.OutOfMemory(f"{lack}. {memory.ADVICE}; {trying}")
+        self.layout = self.chosen = layout
+        return f"{lack}; taking {most}"
+
     def close(self) -> None:
         """Ends what works beside the run, if anything does."""
 
     # --- inside -----------------------------------------------------------------------------------
 
-    @staticmethod
-    def _describe(layout: Layout) -> dict[str, Any]:
-        return {
-            "devices": len(layout.devices), "platform": layout.devices[0].platform,
-            "lanes": layout.lanes, "batching": layout.batching,
-        }  # fmt: skip
+    def _make_programs(self, layout: Layout) -> LanePrograms:
+        raise NotImplementedError
+
+    def _layout_of(self, per_device: int) -> Layout:
+        return dataclasses.replace(self.chosen, lanes=per_device * len(self.chosen.devices))
 
     def _lane_ids(self) -> list[str | None]:
         return [None if t is None else t.trial_id for t in self.lanes]

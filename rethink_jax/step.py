@@ -15,6 +15,7 @@ import optax
 
 from rethink_jax import models, optimizers, streams
 from rethink_jax.data import preprocess
+from rethink_jax.layers import lowering
 from rethink_jax.streams import stream
 
 # Parts of a training step that are built into a program only if some trial needs them.
@@ -34,6 +35,7 @@ class Spec:
 
     fields: the static fields of the trials   used: what some trial of the group needs of OPTIONAL
     evaluate_every: epochs between evaluations
+    lowering_of: how a convolution is computed (see `layers.lowering`)
     """
 
     fields: Mapping[str, Any]
@@ -43,6 +45,7 @@ class Spec:
     num_classes: int
     used: frozenset[str]
     evaluate_every: int
+    lowering_of: lowering.Choice = lowering.by_rule
 
     @property
     def steps_per_epoch(self) -> int:
@@ -60,9 +63,15 @@ class Spec:
         prefix = "model."
         own = {k.removeprefix(prefix): v for k, v in self.fields.items() if k.startswith(prefix)}
         model = models.build(num_classes=self.num_classes, **own)
-        if self.fields["compute_dtype"] == "float32":
-            return model
-        return model._replace(apply=_in_dtype(model.apply, self.fields["compute_dtype"]))
+        apply = model.apply
+        if self.fields["compute_dtype"] != "float32":
+            apply = _in_dtype(apply, self.fields["compute_dtype"])
+
+        def lowered(*args: Any, **named: Any) -> models.Applied:
+            with lowering.chosen_by(self.lowering_of):
+                return apply(*args, **named)
+
+        return model._replace(apply=lowered)
 
 
 def _in_dtype(apply: Callable[..., models.Applied], dtype: str) -> Callable[..., models.Applied]:

@@ -14,18 +14,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rethink_jax import chunks, step, train
+from rethink_jax import chunks, memory, step, train
+from rethink_jax.choices import BY_RULE, Choices
 from rethink_jax.data import loader
 from rethink_jax.data.streamed import StreamedDataset
 from rethink_jax.devices import available_cores
-from rethink_jax.lanes import (
-    Finished,
-    LanePrograms,
-    LaneRun,
-    Layout,
-    program_bytes,
-    snapshot,
-)
+from rethink_jax.lanes import Finished, LanePrograms, LaneRun, Layout
 from rethink_jax.trials import Group, Trial
 
 _CHUNK_BYTES = 2**26
@@ -49,35 +43,56 @@ class StreamPrograms(LanePrograms):
     They are those of `chunks` and consume the state that they are given.
     """
 
+    NAMES = "start", "train", "end_epoch", "evaluate", "end_evaluation"
+
     def __init__(self, spec: step.Spec, layout: Layout, size: int, one_input: train.Inputs):
-        one_state = jax.eval_shape(functools.partial(chunks.begin, spec), one_input)
-        super().__init__(spec, layout, one_state)
-        batch, number = spec.fields["batch_size"], np.int32()
-        images = jax.ShapeDtypeStruct((size, batch, *spec.image_shape), np.uint8)
-        ids = jax.ShapeDtypeStruct((size, batch), np.int32)
-        labels = jax.ShapeDtypeStruct((spec.num_test,), np.int32)
-        self.chunk_bytes = int(np.prod(images.shape))
+        self._one_input = one_input
+        self._one_state = jax.eval_shape(functools.partial(chunks.begin, spec), one_input)
+        super().__init__(spec, layout, self._one_state)
+        batch = spec.fields["batch_size"]
+        self._images = jax.ShapeDtypeStruct((size, batch, *spec.image_shape), np.uint8)
+        self._ids = jax.ShapeDtypeStruct((size, batch), np.int32)
+
+    @functools.cached_property
+    def start(self) -> Any:
+        spec = self._spec
 
         def start(inputs: train.Inputs, fresh: jax.Array, state: chunks.StreamState) -> Any:
             return jax.lax.cond(fresh, lambda: chunks.begin(spec, inputs), lambda: state)
 
-        def reporting(fn: Callable[..., chunks.StreamState], *shared: Any) -> Any:
-            def call(*args: Any) -> Any:
-                state = fn(spec, *args)
-                return state, Report(state.trial.status, state.partial.due)
+        return self.compiled(start, [], self._one_input, np.bool_(), self._one_state)
 
-            return self.compiled(call, [*shared], one_input, one_state)
+    @functools.cached_property
+    def train(self) -> Any:
+        number = np.int32()
+        return self._reporting(chunks.train_chunk, self._images, self._ids, number, number)
 
-        self.start = self.compiled(start, [], one_input, np.bool_(), one_state)
-        self.train = reporting(chunks.train_chunk, images, ids, number, number)
-        self.end_epoch = reporting(chunks.end_epoch)
-        self.evaluate = reporting(chunks.evaluate_chunk, labels, images, ids, number)
-        self.end_evaluation = reporting(chunks.end_evaluation)
+    @functools.cached_property
+    def end_epoch(self) -> Any:
+        return self._reporting(chunks.end_epoch)
+
+    @functools.cached_property
+    def evaluate(self) -> Any:
+        labels = jax.ShapeDtypeStruct((self._spec.num_test,), np.int32)
+        shared = labels, self._images, self._ids, np.int32()
+        return self._reporting(chunks.evaluate_chunk, *shared)
+
+    @functools.cached_property
+    def end_evaluation(self) -> Any:
+        return self._reporting(chunks.end_evaluation)
 
     @property
     def memory_bytes(self) -> int:
-        """What one device needs to train, with the chunks that wait there."""
-        return program_bytes(self.train) + loader.AHEAD * self.chunk_bytes
+        """What one device needs to train, with the chunks and what waits to be written."""
+        ahead = loader.AHEAD * self._images.size
+        return memory.program_bytes(self.train) + ahead + self.waiting_bytes
+
+    def _reporting(self, fn: Callable[..., chunks.StreamState], *shared: Any) -> Any:
+        def call(*args: Any) -> Any:
+            state = fn(self._spec, *args)
+            return state, Report(state.trial.status, state.partial.due)
+
+        return self.compiled(call, [*shared], self._one_input, self._one_state)
 
 
 class Position(NamedTuple):
@@ -103,8 +118,9 @@ class StreamRun(LaneRun):
         dataset: StreamedDataset,
         settings: dict[str, Any],
         on_finished: Callable[[Finished], None],
+        choices: Choices = BY_RULE,
     ):
-        super().__init__(group, dataset, settings, on_finished)
+        super().__init__(group, dataset, settings, on_finished, choices)
         batch_bytes = self.spec.fields["batch_size"] * int(np.prod(self.spec.image_shape))
         fitting = min(_CHUNK_BYTES // batch_bytes, self.spec.steps_per_epoch, _MAX_STEPS)
         self._size = settings["engine.steps_per_dispatch"] or max(fitting, 1)
@@ -117,11 +133,6 @@ class StreamRun(LaneRun):
     def one_state(self) -> chunks.StreamState:
         """Shapes and dtypes of one trial's state."""
         return jax.eval_shape(functools.partial(chunks.begin, self.spec), self._one_input)
-
-    def compile(self) -> StreamPrograms:
-        """The programs for the layout."""
-        self.programs = StreamPrograms(self.spec, self.layout, self._size, self._one_input)
-        return self.programs
 
     def begin(
         self,
@@ -173,9 +184,9 @@ class StreamRun(LaneRun):
 
     def checkpoint(self) -> tuple[chunks.StreamState, dict[str, Any]]:
         """The state of all lanes, their trials and where they stand, for `GroupCheckpoint.save`."""
-        return snapshot(self._state), {
+        return self._state, {
             "lanes": self._lane_ids(),
-            "layout": self._describe(self._chosen),
+            "layout": self.chosen.describe(),
             "position": self._at._asdict(),
         }
 
@@ -186,6 +197,9 @@ class StreamRun(LaneRun):
         self._ahead = None
 
     # --- inside -----------------------------------------------------------------------------------
+
+    def _make_programs(self, layout: Layout) -> StreamPrograms:
+        return StreamPrograms(self.spec, layout, self._size, self._one_input)
 
     def _open(self) -> None:
         """Begins to read the present pass, from the present step on."""

@@ -200,7 +200,19 @@ def test_compilations_are_what_the_test_above_would_see(caplog):
     assert "ompil" in caplog.text
 
 
-def test_idle_lanes_are_compacted_under_vmap(small_trial):
+def count_compilations(monkeypatch):
+    """What is compiled from now on: names of programs and for how many lanes."""
+    seen, compiled = [], engine.LanePrograms.compiled
+
+    def noting(self, fn, *args):
+        seen.append((fn.__name__, self.layout.lanes))
+        return compiled(self, fn, *args)
+
+    monkeypatch.setattr(engine.LanePrograms, "compiled", noting)
+    return seen
+
+
+def test_idle_lanes_are_compacted_under_vmap(small_trial, monkeypatch):
     """One long trial among short ones ends in a program of one lane, with the same result."""
     short = [small_trial(seed=s, stop__train_accuracy=0.0) for s in range(7)]
     long = small_trial(seed=7, stop__max_epochs=4, corruption__label_prob=1.0)
@@ -208,16 +220,18 @@ def test_idle_lanes_are_compacted_under_vmap(small_trial):
     (group,) = trials.group(some)
     lanes_seen = []
     run = group_run(group, batching="vmap", lanes=8)
-    compiled = []
-    compile_ = run.compile
-    run.compile = lambda: compiled.append(run.layout.lanes) or compile_()
+    compiled = count_compilations(monkeypatch)
+    run.fit()
     run.begin(group.trials)
     while run.busy:
         run.step()
         lanes_seen.append(run.layout.lanes)
     assert lanes_seen[0] == 8
     assert min(lanes_seen) == 1
-    assert len(compiled) <= 1 + 3  # log2(8) compactions at most
+    for name in ("start", "advance"):
+        executables = [count for program, count in compiled if program == name]
+        assert executables[0] == 8
+        assert 2 <= len(executables) == len(set(executables)) <= 1 + 3  # log2(8) compactions
     done = run_all(some, batching="vmap", lanes=8)
     alone = run_all([some[-1]])
     np.testing.assert_allclose(

@@ -480,6 +480,33 @@ def test_interrupted_sweep_gives_the_bits_of_a_whole_one(streamed_trial, tmp_pat
     assert not list((tmp_path / "w" / "groups").iterdir())
 
 
+def test_out_of_memory_goes_on_with_fewer_lanes(streamed_trial, tmp_path, monkeypatch, capsys):
+    """In the second dispatch of two lanes; one lane after the other gives the same numbers."""
+    given = sweep_config(streamed_trial)
+    assert sweep.run(sweep.Sweep(given), tmp_path / "whole", ["test"]) == 0
+    step, calls = streaming.StreamRun.step, []
+
+    def scarce(run):
+        step(run)
+        calls.append(run.layout.lanes)
+        if calls == [2, 2]:
+            jnp.zeros(2**45).block_until_ready()
+
+    monkeypatch.setattr(streaming.StreamRun, "step", scarce)
+    assert sweep.run(sweep.Sweep(given), tmp_path / "w", ["test"]) == 0
+    assert "goes on with 1" in capsys.readouterr().out
+    assert set(calls[2:]) == {1}
+    whole, ours = (records.Workdir(tmp_path / w).finished() for w in ("whole", "w"))
+    assert ours == whole
+
+
+def test_memory_is_predicted(streamed_trial):
+    run = stream_run([trials.resolve(streamed_trial())], {}, batching="vmap")
+    plan = run.memory_plan()
+    actual = run.programs_at(run._layout_of(9)).memory_bytes
+    assert plan.bytes_at(9) == pytest.approx(actual, rel=0.1)
+
+
 def test_plan_reads_no_image(streamed_trial, monkeypatch):
     monkeypatch.setattr("rethink_jax.data.streamed.decode", None)
     text = sweep.plan(sweep.Sweep(sweep_config(streamed_trial)), None)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import rethink_jax
-from rethink_jax import checkpoint, engine, records, sweep, train
+from rethink_jax import checkpoint, engine, records, runner, sweep, train
 from rethink_jax.schema import UserError
 
 REPO = Path(__file__).parents[1]
@@ -108,7 +108,7 @@ def test_workdir_holds_everything(config, whole):
 def test_devices_do_not_wait_for_the_disk(what, config, tmp_path, monkeypatch):
     """While a checkpoint or trials.csv is being written, the next dispatch is sent off."""
     config["checkpoint"] = {"every_seconds": 0.0}
-    monkeypatch.setattr(sweep, "_TABLE_SECONDS", 0.0)
+    monkeypatch.setattr(runner, "_TABLE_SECONDS", 0.0)
     stepping, stepped, waited = threading.Event(), threading.Event(), []
     step = engine.GroupRun.step
     monkeypatch.setattr(

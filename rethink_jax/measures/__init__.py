@@ -1,0 +1,1 @@
+"""Capacity measures of trained networks."""

@@ -1,0 +1,260 @@
+"""Runs the groups of a sweep one after another, and writes what they finish."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from rethink_jax import memory, records, train, tuning
+from rethink_jax.checkpoint import GroupCheckpoint, save_network, snapshot
+from rethink_jax.choices import BY_RULE, Choices
+from rethink_jax.cli import EXIT_INTERRUPTED, EXIT_OK
+from rethink_jax.lanes import Finished, LaneRun
+from rethink_jax.progress import Progress, Snapshot
+from rethink_jax.result import result_of
+from rethink_jax.schema import first_line
+from rethink_jax.step import Spec
+from rethink_jax.trials import Group, Trial
+
+if TYPE_CHECKING:
+    from rethink_jax.sweep import Sweep
+
+_TABLE_SECONDS = 5.0  # Between refreshes of trials.csv.
+
+
+class _Regularly:
+    """Something written every so many seconds, and never begun before the last one is done."""
+
+    def __init__(self, seconds: float):
+        self._seconds, self._begun = seconds, time.monotonic()
+        self._write: Future[None] | None = None
+
+    @property
+    def due(self) -> bool:
+        written = self._write is None or self._write.done()
+        return written and time.monotonic() - self._begun > self._seconds
+
+    def begun(self, write: Future[None]) -> None:
+        self._write, self._begun = write, time.monotonic()
+
+    def wait(self) -> None:
+        """Until what was begun is written, or has failed."""
+        wait([self._write] if self._write else [])
+
+
+class Runner:
+    """Runs the groups of one sweep one after another, and writes what they finish."""
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        workdir: records.Workdir,
+        finished: dict[str, dict[str, Any]],
+        progress: Progress,
+        signals: list[int],
+        head: dict[str, Any],
+    ):
+        self._sweep, self._workdir, self._finished = sweep, workdir, finished
+        self._progress, self._signals, self._head = progress, signals, head
+        self._layouts = head["runs"][-1].setdefault("groups", {})
+        self._failed: list[str] = []
+        self._own = {t.trial_id for t in sweep.trials}
+        self._writes: list[Future[None]] = []
+        self._steps = 0
+        self._planned = sweep.planned_rows()
+        self._table = _Regularly(_TABLE_SECONDS)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """While open, all that is written is written by a thread of its own, in order."""
+        with ThreadPoolExecutor(1, "writer") as self._writer:
+            self._write_table()
+            yield
+            self._await_writes(0)
+            self._write_table()
+
+    def run_group(self, group: Group) -> None:
+        """Runs a group to its end or to a signal; out of memory, again with fewer lanes."""
+        lanes = 0  # As the settings say.
+        while lanes is not None and not self._signals:
+            try:
+                return self._attempt(group, lanes)
+            except memory.OutOfMemory as error:
+                self._failed.append(f"group {group.group_id}: {error}")
+                return None
+            except Exception as error:
+                if not memory.is_out_of_memory(error) or group.group_id not in self._layouts:
+                    raise
+                said = first_line(error)
+            # With the error its frames are gone, and with these the arrays of what has failed.
+            self._drop_writes()
+            failed = self._layouts[group.group_id]
+            lanes = memory.fewer_lanes(failed["lanes"], failed["devices"])
+            self._progress.say(
+                f"out of memory with {failed['lanes']} lanes ({said}); group {group.group_id} "
+                + (f"goes on with {lanes}" if lanes else "is left")
+            )
+        if lanes is None:
+            self._failed.append(
+                f"group {group.group_id} runs out of memory with one lane on each of "
+                f"{failed['devices']} device(s). {memory.ADVICE}"
+            )
+
+    def _attempt(self, group: Group, lanes: int) -> None:
+        """Runs a group to its end or to a signal, from its checkpoint if there is one."""
+        todo = [t for t in group.trials if t.trial_id not in self._finished]
+        if not todo:
+            return
+        choices = self._choices(group, todo)
+        # Not `run` itself, which would refer to itself: its arrays are to go when it goes.
+        run = self._sweep.group_run(group, lambda f: self._finish(spec, group, f), lanes, choices)
+        spec = run.spec
+        checkpoint, done = GroupCheckpoint(self._workdir.group_dir(group.group_id)), False
+        with contextlib.closing(run), contextlib.ExitStack() as stack:
+            stack.callback(lambda: checkpoint.close(delete=done))
+            saving = _Regularly(self._sweep.settings["checkpoint.every_seconds"])
+            stack.callback(saving.wait)
+            self._begin(run, group, todo, checkpoint, fit=not lanes)
+            epochs_before = sum(run.epochs_of.values())
+            steps_before = self._steps
+            while run.busy and not self._signals:
+                run.step()
+                # Those under way hold memory of the devices.
+                self._await_writes(run.chosen.lanes)
+                epochs = sum(run.epochs_of.values()) - epochs_before
+                self._steps = steps_before + round(spec.steps_per_epoch * epochs)
+                self._show(run)
+                if self._table.due:
+                    self._table.begun(self._submit(self._write_table))
+                if saving.due:
+                    saving.begun(self._save(run, checkpoint))
+            if run.busy:
+                saving.begun(self._save(run, checkpoint))
+            self._await_writes(0)
+            done = not run.busy
+
+    def _choices(self, group: Group, todo: list[Trial]) -> Choices:
+        """What the group runs with: as it began in this workdir, or as is measured now."""
+        device = jax.local_devices()[0].device_kind
+        stored = self._head["choices"].get(group.group_id, {})
+        if device in stored:
+            return Choices.from_json(stored[device])
+        # By rule, to see how much there is to do.
+        run = self._sweep.group_run(group, lambda _: None)
+        mode = self._sweep.settings["engine.tuning"]
+        trial_steps = len(todo) * run.spec.fields["stop.max_epochs"] * run.spec.steps_per_epoch
+        worth = mode == "on" or tuning.is_worth(run.spec, run.chosen, trial_steps)
+        if mode == "off" or not worth:
+            return BY_RULE
+        self._progress.preparing(f"measuring what is fastest for group {group.group_id}")
+        choices = tuning.choose(run.spec, todo, run.chosen, self._sweep.settings, tuning.Kept())
+        self._head["choices"][group.group_id] = stored | {device: choices.to_json()}
+        return choices
+
+    def _begin(
+        self, run: LaneRun, group: Group, todo: list[Trial], checkpoint: GroupCheckpoint, fit: bool
+    ) -> None:
+        """Fills the lanes, after taking fewer if that is asked for and there is no memory."""
+        restored = checkpoint.restore(run.one_state)
+        self._progress.preparing(f"compiling the program of group {group.group_id}")
+        self._layouts[group.group_id] = run.chosen.describe()
+        if fit and (note := run.fit()):
+            self._progress.say(f"group {group.group_id}: {note}")
+            self._layouts[group.group_id] = run.chosen.describe()
+        self._workdir.write_header(self._head)
+        run.begin(todo, restored)
+
+    def close(self, seconds: float) -> int:
+        """Says how it ended; returns the exit code.
+
+        Raises:
+          OutOfMemory: there is a group that no number of lanes could run.
+        """
+        done = sum(t.trial_id in self._finished for t in self._sweep.trials)
+        if self._signals and done < len(self._sweep.trials):
+            self._progress.say(
+                f"interrupted with {done} of {len(self._sweep.trials)} trials done; everything is "
+                "saved, the same command goes on from here"
+            )
+            return EXIT_INTERRUPTED
+        if self._failed:
+            raise memory.OutOfMemory("; ".join(self._failed))
+        counts = {}
+        for t in self._sweep.trials:
+            status = self._finished[t.trial_id]["status"]
+            counts[status] = counts.get(status, 0) + 1
+        what = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
+        rate = self._steps / seconds
+        self._progress.say(
+            f"{done} trials done ({what}) in {seconds:.1f} s, {rate:,.0f} trial-steps/s with "
+            f"everything; results in {self._workdir.path}"
+        )
+        return EXIT_OK
+
+    def _show(self, run: LaneRun) -> None:
+        done = [r for i, r in list(self._finished.items()) if i in self._own]
+        epochs = [r["epochs"] for r in done]
+        expected = np.mean(epochs) if epochs else run.spec.fields["stop.max_epochs"]
+        left = len(self._sweep.trials) - len(done)
+        begun = sum(run.epochs_of[t] for t in run.lanes if t is not None)
+        self._progress.update(
+            Snapshot(
+                lanes_busy=run.busy,
+                lanes=run.layout.lanes,
+                done=len(done),
+                total=len(self._sweep.trials),
+                diverged=sum(r["status"] == "diverged" for r in done),
+                steps=self._steps,
+                steps_left=max(left * expected - begun, 0) * run.spec.steps_per_epoch,
+            )
+        )
+
+    def _write_table(self) -> None:
+        self._workdir.write_table(self._planned, dict(self._finished))
+
+    # --- what the writer does ---------------------------------------------------------------------
+
+    def _submit(self, write: Callable[..., None], *args: Any) -> Future[None]:
+        self._writes.append(self._writer.submit(write, *args))
+        return self._writes[-1]
+
+    def _finish(self, spec: Spec, group: Group, finished: Finished) -> None:
+        self._submit(self._write, spec, group, finished)
+
+    def _save(self, run: LaneRun, checkpoint: GroupCheckpoint) -> Future[None]:
+        state_L, meta = run.checkpoint()
+        return self._submit(checkpoint.save, snapshot(state_L), meta)
+
+    def _await_writes(self, most: int) -> None:
+        """Waits until at most so many writes are under way; raises what a write raised."""
+        while self._writes and (len(self._writes) > most or self._writes[0].done()):
+            self._writes.pop(0).result()
+
+    def _drop_writes(self) -> None:
+        """Waits for what is being written; trials whose write runs out of memory are not done."""
+        while self._writes:
+            try:
+                self._await_writes(0)
+            except Exception as error:
+                if not memory.is_out_of_memory(error):
+                    raise
+
+    def _write(self, spec: Spec, group: Group, finished: Finished) -> None:
+        trial, state = finished.trial, jax.device_get(finished.state)
+        self._workdir.trial_dir(trial.trial_id).mkdir(exist_ok=True)
+        epochs = int(state.epoch)
+        curve = state.curve[:epochs]
+        result = result_of(spec, group, finished, state)
+        keep = self._sweep.settings["checkpoint.keep"] == "final"
+        if keep and result["status"] != "diverged":
+            variables = {"params": state.params, **state.model_state}
+            save_network(self._workdir.trial_dir(trial.trial_id) / "network", variables)
+        self._workdir.write_curve(trial.trial_id, train.CURVE, curve)
+        self._workdir.write_result(trial.trial_id, result)
+        self._finished[trial.trial_id] = result
