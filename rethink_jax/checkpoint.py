@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
@@ -22,12 +21,6 @@ from rethink_jax.trials import FIELDS
 # threads, can delete each other's unfinished folders (seen with 0.12.8). Leaving the context of a
 # checkpointer waits for its save, so each is done before the next begins.
 _ONE_SAVE = threading.Lock()
-
-
-@jax.jit
-def snapshot(state_L: Any) -> Any:
-    """A copy on the devices, which stays when the next dispatch consumes the state."""
-    return jax.tree.map(jnp.copy, state_L)
 
 
 class GroupCheckpoint:

@@ -31,6 +31,7 @@ from rethink_jax.lanes import (
     copy_lane,
     over_lanes,
     shared_sharding,
+    snapshot,
 )
 from rethink_jax.trials import Group, Trial
 
@@ -88,7 +89,7 @@ class Programs(LanePrograms):
 
     @property
     def memory_bytes(self) -> int:
-        """What one device needs, with the images, and what waits to be written."""
+        """What one device needs, with the images, and the networks that wait to be written."""
         return memory.program_bytes(self.advance) + self.waiting_bytes
 
 
@@ -159,7 +160,8 @@ class GroupRun(LaneRun):
 
     def checkpoint(self) -> tuple[train.TrialState, dict[str, Any]]:
         """The state of all lanes and which trials they hold, for `GroupCheckpoint.save`."""
-        return self._state, {"lanes": self._lane_ids(), "layout": self.chosen.describe()}
+        meta = {"lanes": self._lane_ids(), "layout": self.chosen.describe()}
+        return snapshot(self._state), meta
 
     # --- inside -----------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -163,7 +164,7 @@ class LanePrograms:
 
     @property
     def waiting_bytes(self) -> int:
-        """Of a device's states twice more: all may end at once, and wait behind a checkpoint."""
+        """Of what waits on a device to be written: the networks of all lanes, and a checkpoint."""
         arrays = jax.tree.leaves(self.state_struct)
         return 2 * sum(a.size * a.dtype.itemsize for a in arrays) // len(self.layout.devices)
 
@@ -191,6 +192,12 @@ def _struct(tree: Any, sharding: NamedSharding, lead: tuple[int, ...] = ()) -> A
 @jax.jit
 def _take(tree: Any, index: jax.Array) -> Any:
     return jax.tree.map(lambda a: a[index], tree)
+
+
+@jax.jit
+def snapshot(state_L: Any) -> Any:
+    """A copy on the devices, which stays when the state is consumed by the next dispatch."""
+    return jax.tree.map(jnp.copy, state_L)
 
 
 def copy_lane(to_L: Any, to: int, from_L: Any, row: int) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent import futures
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from rethink_jax import memory, records, train, tuning
-from rethink_jax.checkpoint import GroupCheckpoint, save_network, snapshot
+from rethink_jax.checkpoint import GroupCheckpoint, save_network
 from rethink_jax.choices import BY_RULE, Choices
 from rethink_jax.cli import EXIT_INTERRUPTED, EXIT_OK
 from rethink_jax.lanes import Finished, LaneRun
@@ -44,8 +45,8 @@ class _Regularly:
         self._write, self._begun = write, time.monotonic()
 
     def wait(self) -> None:
-        """Until what was begun is written, or has failed."""
-        wait([self._write] if self._write else [])
+        """Until nothing is being written, whether that goes well or not."""
+        futures.wait([self._write] if self._write else [])
 
 
 class Runner:
@@ -112,13 +113,14 @@ class Runner:
         if not todo:
             return
         choices = self._choices(group, todo)
+        on_finished = lambda f: self._submit(self._write, spec, group, f)  # noqa: E731
         # Not `run` itself, which would refer to itself: its arrays are to go when it goes.
-        run = self._sweep.group_run(group, lambda f: self._finish(spec, group, f), lanes, choices)
+        run = self._sweep.group_run(group, on_finished, lanes, choices)
         spec = run.spec
         checkpoint, done = GroupCheckpoint(self._workdir.group_dir(group.group_id)), False
         with contextlib.closing(run), contextlib.ExitStack() as stack:
-            stack.callback(lambda: checkpoint.close(delete=done))
             saving = _Regularly(self._sweep.settings["checkpoint.every_seconds"])
+            stack.callback(lambda: checkpoint.close(delete=done))
             stack.callback(saving.wait)
             self._begin(run, group, todo, checkpoint, fit=not lanes)
             epochs_before = sum(run.epochs_of.values())
@@ -133,9 +135,9 @@ class Runner:
                 if self._table.due:
                     self._table.begun(self._submit(self._write_table))
                 if saving.due:
-                    saving.begun(self._save(run, checkpoint))
+                    saving.begun(self._submit(checkpoint.save, *run.checkpoint()))
             if run.busy:
-                saving.begun(self._save(run, checkpoint))
+                saving.begun(self._submit(checkpoint.save, *run.checkpoint()))
             self._await_writes(0)
             done = not run.busy
 
@@ -223,13 +225,6 @@ class Runner:
     def _submit(self, write: Callable[..., None], *args: Any) -> Future[None]:
         self._writes.append(self._writer.submit(write, *args))
         return self._writes[-1]
-
-    def _finish(self, spec: Spec, group: Group, finished: Finished) -> None:
-        self._submit(self._write, spec, group, finished)
-
-    def _save(self, run: LaneRun, checkpoint: GroupCheckpoint) -> Future[None]:
-        state_L, meta = run.checkpoint()
-        return self._submit(checkpoint.save, snapshot(state_L), meta)
 
     def _await_writes(self, most: int) -> None:
         """Waits until at most so many writes are under way; raises what a write raised."""

@@ -19,7 +19,7 @@ from rethink_jax.choices import BY_RULE, Choices
 from rethink_jax.data import loader
 from rethink_jax.data.streamed import StreamedDataset
 from rethink_jax.devices import available_cores
-from rethink_jax.lanes import Finished, LanePrograms, LaneRun, Layout
+from rethink_jax.lanes import Finished, LanePrograms, LaneRun, Layout, snapshot
 from rethink_jax.trials import Group, Trial
 
 _CHUNK_BYTES = 2**26
@@ -83,7 +83,7 @@ class StreamPrograms(LanePrograms):
 
     @property
     def memory_bytes(self) -> int:
-        """What one device needs to train, with the chunks and what waits to be written."""
+        """What one device needs to train, with the chunks and the networks that wait there."""
         ahead = loader.AHEAD * self._images.size
         return memory.program_bytes(self.train) + ahead + self.waiting_bytes
 
@@ -184,7 +184,7 @@ class StreamRun(LaneRun):
 
     def checkpoint(self) -> tuple[chunks.StreamState, dict[str, Any]]:
         """The state of all lanes, their trials and where they stand, for `GroupCheckpoint.save`."""
-        return self._state, {
+        return snapshot(self._state), {
             "lanes": self._lane_ids(),
             "layout": self.chosen.describe(),
             "position": self._at._asdict(),

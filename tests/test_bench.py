@@ -125,7 +125,7 @@ def test_all_ways_train_the_same_trials():
     The engine's second epoch is that of `device_busy`: the same program again.
     """
     job = {"task": TINY._asdict(), "lanes": 4}
-    engine = engine_ways.EngineWay(job | {"batching": "map"})
+    engine = engine_ways.EngineWay(job | {"batching": "map", "tune": False})
     scan, loop = one_ways.ScanWay(job), one_ways.LoopWay(job)
     naive = one_ways.NaiveWay(job)
     for way in (engine, scan, loop, naive):

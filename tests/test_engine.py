@@ -110,6 +110,23 @@ def test_result_depends_on_the_trial_alone(mixed, layout, reference):
             )
 
 
+@pytest.mark.parametrize("batching", ["map", "vmap"])
+def test_convolutions_depend_on_the_trial_alone(small_trial, batching, reference):
+    """Law 2 for what has rules of its own for lanes: convolution, pooling, batch norm, dropout."""
+    layers = "conv 4 3", "batch_norm", "relu", "max_pool 3 2", "conv 3 3 2", "flatten", "dropout"
+    model = {"name": "sequential", "layers": layers}
+    same = dict(model=model, regularizer={"dropout": 0.2}, optimizer__learning_rate=0.02)
+    some = resolve_all(*(small_trial(seed=s, stop__max_epochs=2, **same) for s in range(3)))
+    if some[0] not in reference:
+        reference |= run_all(some[:1], batching="map", devices=1, lanes=1)
+    together = run_all(some, batching=batching, devices=2, lanes=2)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5),
+        together[some[0]],
+        reference[some[0]],
+    )
+
+
 def test_trials_of_the_matrix_end_in_every_way(mixed):
     """What the test above compares covers fitted, finished and diverged trials."""
     statuses = {int(s.status) for s in run_all(mixed, devices=2, lanes=4).values()}

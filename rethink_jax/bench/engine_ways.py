@@ -10,12 +10,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from rethink_jax import config, trials
+from rethink_jax import config, trials, tuning
+from rethink_jax import inputs as trial_inputs
 from rethink_jax.bench.networks import Task, make_dataset, make_trial
+from rethink_jax.choices import BY_RULE, Choices
+from rethink_jax.data.dataset import Dataset
 from rethink_jax.engine import GroupRun, choose_layout
 
 # Trials waiting in a sweep that is large enough for every lane.
 _MANY = 10**6
+_MANY_PER_DEVICE = 1024
 
 
 def make_settings(batching: str, lanes: int) -> dict[str, Any]:
@@ -32,6 +36,14 @@ def make_settings(batching: str, lanes: int) -> dict[str, Any]:
 def chosen_lanes(lanes: int) -> int:
     """The lanes asked for, or, for 0, those that the engine takes for a large sweep."""
     return choose_layout(make_settings("auto", lanes), _MANY).lanes
+
+
+def _measured_choices(trial: trials.Trial, dataset: Dataset, settings: dict[str, Any]) -> Choices:
+    """What a large sweep would measure before it begins, and run with."""
+    layout = choose_layout(settings, _MANY)
+    spec = trial_inputs.make_spec([trial], dataset, evaluate_every=10**6)
+    many = [trial] * (_MANY_PER_DEVICE * len(layout.devices))
+    return tuning.choose(spec, many, layout, settings, tuning.Kept())
 
 
 class BareRun(GroupRun):
@@ -53,13 +65,16 @@ class EngineWay:
 
     def __init__(self, job: dict[str, Any]):
         task = Task(**job["task"])
+        settings = make_settings(job.get("batching", "auto"), job["lanes"])
+        dataset, choices = make_dataset(task), BY_RULE
+        if job["tune"]:
+            choices = _measured_choices(make_trial(task, 0), dataset, settings)
         # Forced to another batching it keeps its lanes: that is what the two differ in, no more.
-        lanes = chosen_lanes(job["lanes"])
+        by_rule = settings | {"engine.batching": "auto"}
+        lanes = choose_layout(by_rule, _MANY, choices).lanes
         (group,) = trials.group([make_trial(task, seed) for seed in range(lanes)])
-        dataset = make_dataset(task)
-        self._trials = group.trials
-        settings = make_settings(job.get("batching", "auto"), lanes)
-        self._run = BareRun(group, dataset, settings, lambda _: None)
+        self._trials, settings = group.trials, settings | {"engine.lanes": lanes}
+        self._run = BareRun(group, dataset, settings, lambda _: None, choices=choices)
 
     def setup(self) -> dict[str, Any]:
         """Compiles and fills the lanes; what the table says of the way."""

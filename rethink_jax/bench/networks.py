@@ -23,8 +23,8 @@ class Network(NamedTuple):
     """A network and the images that it is timed on.
 
     image_shape: of the stored images   crop: height and width that the network sees, or None
-    batch, steps: images a step and steps an epoch, on a CPU and on an accelerator. With `steps`
-      a dispatch of the engine takes about a second where a step takes less.
+    batch, steps: images a step and steps an epoch, on a CPU and on an accelerator. Epochs are
+      shorter than in a sweep, where several hundred steps share what an epoch costs beside them.
     """
 
     model: dict[str, Any]
@@ -42,16 +42,16 @@ NETWORKS: dict[str, Network] = {
         network("mlp", hidden=(256, 256)), (8, 8, 1), None, (64, 64), (200, 400), False
     ),
     "mlp1x512": Network(
-        network("mlp", hidden=(512,)), **_CIFAR, batch=(128, 128), steps=(25, 400),
+        network("mlp", hidden=(512,)), **_CIFAR, batch=(128, 128), steps=(100, 400),
         convolutional=False,
     ),
     "mlp3x512": Network(
-        network("mlp", hidden=(512, 512, 512)), **_CIFAR, batch=(128, 128), steps=(25, 400),
+        network("mlp", hidden=(512, 512, 512)), **_CIFAR, batch=(128, 128), steps=(100, 400),
         convolutional=False,
     ),
     "alexnet": Network(network("alexnet"), **_CONVOLUTIONAL, steps=(4, 100)),
-    "inception": Network(network("inception"), **_CONVOLUTIONAL, steps=(1, 100)),
-    "vgg": Network(network("vgg"), **_CONVOLUTIONAL, steps=(1, 100)),
+    "inception": Network(network("inception"), **_CONVOLUTIONAL, steps=(4, 100)),
+    "vgg": Network(network("vgg"), **_CONVOLUTIONAL, steps=(4, 100)),
 }  # fmt: skip
 
 

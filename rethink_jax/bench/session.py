@@ -42,7 +42,7 @@ class Options:
     lanes: int = 0
     batch: int = 0
     repeats: int = 5
-    seconds: float = 1.0
+    seconds: float = 3.0
     torch_python: str = ""
     json: str = ""
     profile: str = ""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,8 @@ from rethink_jax import models
 
 # Images per call of the network. A part of what a number is: rounding depends on it.
 _IMAGES_AT_ONCE = 500
+
+_Result = TypeVar("_Result")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,3 +64,20 @@ class Subject:
         logits_NxY = self.logits_of(params)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits_NxY, self.labels_N)
         return jnp.mean(losses)
+
+
+def once(function: Callable[..., _Result]) -> Callable[..., _Result]:
+    """A function of a subject, and of literals, that is computed once for each subject.
+
+    Measures share what is expensive (singular values, operator norms): the compiler does not merge
+    loops. As with all properties of a subject, its arrays belong to the trace that made it.
+    """
+
+    @functools.wraps(function)
+    def remembered(subject: Subject, *choices: Any) -> _Result:
+        done = subject.__dict__.setdefault("_done", {})
+        if (function, choices) not in done:
+            done[function, choices] = function(subject, *choices)
+        return done[function, choices]
+
+    return remembered
