@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -23,10 +23,23 @@ from rethink_jax.schema import first_line
 from rethink_jax.step import Spec
 from rethink_jax.trials import Group, Trial
 
-if TYPE_CHECKING:
-    from rethink_jax.sweep import Sweep
-
 _TABLE_SECONDS = 5.0  # Between refreshes of trials.csv.
+
+
+class Plan(Protocol):
+    """What there is to run: a `sweep.Sweep`.
+
+    trials: all that are to be run   group_run: (group, on_finished, lanes, choices) -> its run
+    """
+
+    settings: dict[str, Any]
+    trials: list[Trial]
+
+    def planned_rows(self) -> list[dict[str, Any]]: ...
+
+    def group_run(
+        self, group: Group, on_finished: Any, lanes: int = 0, choices: Choices = BY_RULE
+    ) -> Any: ...
 
 
 class _Regularly:
@@ -54,7 +67,7 @@ class Runner:
 
     def __init__(
         self,
-        sweep: Sweep,
+        sweep: Plan,
         workdir: records.Workdir,
         finished: dict[str, dict[str, Any]],
         progress: Progress,

@@ -107,9 +107,9 @@ def test_in_bfloat16_the_step_is_near_that_in_float32_but_not_it(stepped):
     assert loss != loss16
     # bfloat16 has eight bits: 0.4% a rounding, over some ten layers there and back.
     assert loss16 == pytest.approx(float(loss), rel=0.05)
-    # All in one: that of a kernel before batch norm is the difference of sums much larger than it.
-    grad, grad16 = (np.concatenate([np.ravel(a) for a in g]) for g in (grads, grads16))
-    assert 0 < np.linalg.norm(grad - grad16) < 0.05 * np.linalg.norm(grad)
+    for a, b in zip(grads, grads16, strict=True):
+        # In eight bits more values of a pooling window are equal, and another one has the gradient.
+        assert np.linalg.norm(a - b) < 0.25 * np.linalg.norm(a) + 1e-6
 
 
 def test_in_bfloat16_every_product_of_the_network_is_of_bfloat16(small_trial):

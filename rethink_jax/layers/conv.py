@@ -33,6 +33,6 @@ class Conv(nn.Module):
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,))
             # Its gradient is a sum over all places, which bfloat16 would round at each of them.
-            wide = x.astype(jnp.float32) + bias[None, None, None].astype(jnp.float32)
-            x = wide.astype(x.dtype)
+            wide = jnp.promote_types(x.dtype, jnp.float32)
+            x = (x.astype(wide) + bias[None, None, None].astype(wide)).astype(x.dtype)
         return x

@@ -157,14 +157,20 @@ def _by_shifts(x: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
     )
 
 
+def _sums(dtype: jnp.dtype) -> jnp.dtype:
+    """In what products of such numbers are added up: no narrower than float32."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.dot(a, b, preferred_element_type=jnp.float32)
+    return jnp.dot(a, b, preferred_element_type=_sums(a.dtype))
 
 
 def _product_over_places(a: jax.Array, b: jax.Array) -> jax.Array:
     """a[B, H, W, J], b[B, H, W, K] -> [J, K], summed over images and places."""
     flat = (a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1]))
-    return jax.lax.dot_general(*flat, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    over_both = (((0,), (0,)), ((), ()))
+    return jax.lax.dot_general(*flat, over_both, preferred_element_type=_sums(a.dtype))
 
 
 def _turned(kernel: jax.Array) -> jax.Array:
@@ -236,7 +242,7 @@ class _Blocks(NamedTuple):
                 dx, dkernel = self.pull(x, kernel, pads, dy)
                 return total + dkernel, dx.astype(x.dtype)
 
-            zeros = jnp.zeros(kernel.shape, jnp.float32)
+            zeros = jnp.zeros(kernel.shape, _sums(kernel.dtype))
             blocks = tuple(a.reshape(-1, images, *a.shape[1:]) for a in (x, dy))
             dkernel, dx = jax.lax.scan(add, zeros, blocks)
             return dx.reshape(x.shape), dkernel.astype(kernel.dtype)

@@ -17,7 +17,7 @@ def local_response_norm(
     """Each value divided by (bias + alpha * sum of squares of neighbouring channels) ** beta.
 
     Args:
-      x: [..., C], float32 or narrower; the sums are float32. Neighbours of channel c are
+      x: [..., C]; the sums are no narrower than float32. Neighbours of channel c are
         c-depth_radius to c+depth_radius, itself included; beyond the first and last channel there
         is nothing.
       alpha: of the sum, not of the mean.
@@ -27,7 +27,8 @@ def local_response_norm(
     """
     channels = np.arange(x.shape[-1])
     # A product with a band matrix adds up the neighbours: one fast call, forward and backward.
-    band_CxC = (np.abs(channels[:, None] - channels) <= depth_radius).astype(np.float32)
-    squares = jnp.square(x.astype(jnp.float32))
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    band_CxC = (np.abs(channels[:, None] - channels) <= depth_radius).astype(wide)
+    squares = jnp.square(x.astype(wide))
     sums = jnp.dot(squares, band_CxC, precision=jax.lax.Precision.HIGHEST)
     return (x * (bias + alpha * sums) ** -beta).astype(x.dtype)

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -104,14 +104,12 @@ def places(subject: Subject) -> tuple[Place, ...]:
       UserError: a layer with weights is of no supported kind or is applied twice; a batch
         normalization does not come directly after a linear layer.
     """
-    image = jax.ShapeDtypeStruct(
-        (1, *subject.images_NxHxWxC.shape[1:]), subject.images_NxHxWxC.dtype
-    )
     finder = _Finder()
-    _run_without_numbers(subject, finder, image)
+    run = functools.partial(_intercepted, subject, finder)
+    jax.eval_shape(run, subject.variables, _one_image(subject))
     finder.refuse_other_weights(subject.params)
-    if any(place.norm for place in finder.places):
-        _run_without_numbers(subject, _only_normalized(finder.places), image)
+    if normalized := [place for place in finder.places if place.norm]:
+        _refuse_other_uses(subject, normalized)
     return tuple(finder.places)
 
 
@@ -168,19 +166,23 @@ def logits_with(
             return _input_of(args, kwargs)
         return call(*args, **kwargs)
 
-    with nn.intercept_methods(replace):
-        return subject.model.apply(subject.variables, images_BxHxWxC, False).logits_BxY
+    return _intercepted(subject, replace, subject.variables, images_BxHxWxC)
 
 
 # --- reading the layers ---------------------------------------------------------------------------
 
 
-def _run_without_numbers(subject: Subject, interceptor: Any, image: jax.ShapeDtypeStruct) -> None:
-    def run(variables: models.Variables, image_1xHxWxC: jax.Array) -> jax.Array:
-        with nn.intercept_methods(interceptor):
-            return subject.model.apply(variables, image_1xHxWxC, False).logits_BxY
+def _one_image(subject: Subject) -> jax.ShapeDtypeStruct:
+    images = subject.images_NxHxWxC
+    return jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
 
-    jax.eval_shape(run, subject.variables, image)
+
+def _intercepted(
+    subject: Subject, interceptor: Any, variables: models.Variables, images_BxHxWxC: jax.Array
+) -> jax.Array:
+    """Logits[B, Y] of the network, each call of a module going through the interceptor."""
+    with nn.intercept_methods(interceptor):
+        return subject.model.apply(variables, images_BxHxWxC, False).logits_BxY
 
 
 class _Finder:
@@ -196,13 +198,13 @@ class _Finder:
         self._modules[module.path] = module
         if context.method_name != "__call__":
             return call(*args, **kwargs)
+        if type(module) is nn.BatchNorm:
+            self._norm(module, *args, **kwargs)
+        elif type(module).__module__ == nn.BatchNorm.__module__:
+            raise _unknown(module)  # Another normalization, which may have no weights.
         y = call(*args, **kwargs)
         if type(module) in _READERS:
             self._linear(module, _input_of(args, kwargs), y)
-        elif type(module) is nn.BatchNorm:
-            self._norm(module, _input_of(args, kwargs), kwargs)
-        elif type(module).__module__ == nn.BatchNorm.__module__:
-            raise _unknown(module)
         return y
 
     def _linear(self, module: nn.Module, x: jax.Array, y: jax.Array) -> None:
@@ -214,7 +216,9 @@ class _Finder:
         self.places.append(_READERS[type(module)](module, x, y))
         self._outputs.append(y)
 
-    def _norm(self, module: nn.BatchNorm, x: jax.Array, kwargs: Mapping[str, Any]) -> None:
+    def _norm(
+        self, module: nn.BatchNorm, x: jax.Array, use_running_average: bool | None = None, **_: Any
+    ) -> None:
         # The very array that a linear layer gave, not one of equal shape.
         before = [n for n, output in enumerate(self._outputs) if output is x]
         if not before or self.places[before[0]].norm is not None:
@@ -228,7 +232,7 @@ class _Finder:
                 f"the batch normalization {_name(module)} is along axis {module.axis!r}; measures "
                 "of weights need the last one, the channels"
             )
-        if not kwargs.get("use_running_average", module.use_running_average):
+        if not (module.use_running_average or use_running_average):
             raise UserError(
                 f"the batch normalization {_name(module)} takes the statistics of the batch in "
                 "evaluation, too; measures of weights need use_running_average=True there"
@@ -244,6 +248,40 @@ class _Finder:
             owner = tuple(key.key for key in keys)[:-1]
             if owner in self._modules and owner not in known:
                 raise _unknown(self._modules[owner])
+
+
+def _refuse_other_uses(subject: Subject, normalized: list[Place]) -> None:
+    """Raises UserError if an output that is normalized is used elsewhere, too.
+
+    Such outputs, and what their normalizations give, are made inputs of the network's program: it
+    must not use the former.
+    """
+    by_path = {place.path: n for n, place in enumerate(normalized)}
+    by_norm = {place.norm.path: n for n, place in enumerate(normalized)}
+
+    def run(before: list[jax.Array], after: list[jax.Array], *given: Any) -> jax.Array:
+        def stand_in(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+            path = context.module.path
+            if context.method_name == "__call__" and path in by_path:
+                return before[by_path[path]]
+            if context.method_name == "__call__" and path in by_norm:
+                return after[by_norm[path]]
+            return call(*args, **kwargs)
+
+        return _intercepted(subject, stand_in, *given)
+
+    image = _one_image(subject)
+    outputs = [jax.ShapeDtypeStruct((1, *p.output_shape), image.dtype) for p in normalized]
+    program = jax.make_jaxpr(run)(outputs, outputs, subject.variables, image).jaxpr
+    used = {id(v) for equation in program.eqns for v in equation.invars}
+    used |= {id(v) for v in program.outvars}
+    for place, before in zip(normalized, program.invars, strict=False):
+        if id(before) in used:
+            raise UserError(
+                f"the output of the layer {place.name} goes into the batch normalization "
+                f"{'/'.join(place.norm.path)} and elsewhere, too, so that the normalization cannot "
+                "be folded into the layer; measures of weights need that"
+            )
 
 
 def _input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -342,39 +380,6 @@ def _at(path: tuple[str, ...], tree: Mapping[str, Any], missing: Any = None) -> 
     if missing is None:
         return functools.reduce(lambda node, key: node[key], path, tree)
     return functools.reduce(lambda node, key: node.get(key, missing), path, tree)
-
-
-class _Unnormalized:
-    """Stands for the output of a layer that only its batch normalization may take."""
-
-    def __init__(self, place: Place) -> None:
-        self._place = place
-
-    def _refuse(self, *_: Any) -> NoReturn:
-        raise UserError(
-            f"the output of the layer {self._place.name} goes into the batch normalization "
-            f"{'/'.join(self._place.norm.path)} and elsewhere, too, so that the normalization "
-            "cannot be folded into the layer; measures of weights need that"
-        )
-
-    __jax_array__ = __getattr__ = __getitem__ = __len__ = __iter__ = _refuse
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = _refuse
-
-
-def _only_normalized(found: list[Place]) -> Callable[..., Any]:
-    """Interceptor that raises UserError if an output to be normalized is used elsewhere, too."""
-    waiting = {place.path: place for place in found if place.norm}
-    norms = {place.norm.path: place for place in waiting.values()}
-
-    def check(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-        path = context.module.path
-        if context.method_name == "__call__" and path in waiting:
-            return _Unnormalized(waiting[path])
-        if context.method_name == "__call__" and path in norms:
-            return jnp.zeros((1, *norms[path].output_shape))
-        return call(*args, **kwargs)
-
-    return check
 
 
 def widths_D(subject: Subject, counted: str = "channels") -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -97,7 +98,7 @@ def largest_singular_value(
         vector, value, residual = _lanczos_cycle(gram, vector, epsilon)
         return vector, value, residual, value - before, cycles + 1
 
-    start = jax.random.normal(jax.random.key(0), (int(jnp.prod(jnp.array(shape))),), dtype)
+    start = jax.random.normal(jax.random.key(0), (math.prod(shape),), dtype)
     start = start / jnp.linalg.norm(start)
     nothing = jnp.zeros((), dtype)
     state = (start, nothing, jnp.full((), jnp.inf, dtype), nothing, jnp.zeros((), jnp.int32))
@@ -137,4 +138,7 @@ def _lanczos_cycle(
     values, vectors = jnp.linalg.eigh(small)
     best = vectors[:, -1]
     vector = jnp.dot(best, basis, precision=_HIGHEST)
-    return vector / jnp.linalg.norm(vector), values[-1], beside[-1] * jnp.abs(best[-1])
+    # Of a map that is 0 the best vector may be one of the zeros.
+    length = jnp.linalg.norm(vector)
+    vector = vector / jnp.where(length > 0, length, 1)
+    return vector, values[-1], beside[-1] * jnp.abs(best[-1])

@@ -1,0 +1,34 @@
+"""Measures the networks of a workdir: norms, margins, path norms ... into its measures.csv.
+
+python -m launch.measure --workdir=runs/quickstart
+"""
+
+from absl import flags
+
+from rethink_jax import cli
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder that a sweep wrote")
+_MEASURES = flags.DEFINE_list("measures", ["all"], "names of measures or families, or all")
+_TRIALS = flags.DEFINE_list("trials", [], "ids of trials; not given: all that are finished")
+_LIST = flags.DEFINE_bool("list", False, "name every measure, and compute nothing")
+
+
+def main() -> int:
+    from rethink_jax import measures, measuring
+
+    if _LIST.value:
+        for family, names in measures.FAMILIES.items():
+            print(f"{family}: {', '.join(names)}")
+        return cli.EXIT_OK
+    if not _WORKDIR.value:
+        raise cli.UserError("--workdir is missing: name the folder that the sweep wrote")
+    work = measuring.Measuring(_WORKDIR.value, _MEASURES.value, _TRIALS.value)
+    work.run()
+    for family, (seconds, networks) in work.seconds.items():
+        print(f"{family}: {networks} networks in {seconds:.1f} s, compiling included")
+    print(f"measures: {work.path.absolute()}")
+    return cli.EXIT_OK
+
+
+if __name__ == "__main__":
+    cli.run(main)
