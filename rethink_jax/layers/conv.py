@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
 from rethink_jax.layers.lowering import convolve
@@ -31,5 +32,7 @@ class Conv(nn.Module):
         x = convolve(x, kernel, self.stride, self.padding)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,))
-            x = x + bias[None, None, None]
+            # Its gradient is a sum over all places, which bfloat16 would round at each of them.
+            wide = jnp.promote_types(x.dtype, jnp.float32)
+            x = (x.astype(wide) + bias[None, None, None].astype(wide)).astype(x.dtype)
         return x

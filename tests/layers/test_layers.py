@@ -262,3 +262,28 @@ def test_convolution_of_a_mixture_is_in_the_wider_dtype(dtypes, backend, monkeyp
     assert found.dtype == jnp.promote_types(*dtypes)
     expected = layer.apply(variables, x)
     np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=0.01, atol=0.05)
+
+
+def test_gradient_of_a_convolutions_bias_is_summed_in_float32():
+    layer, x, dy = layers.Conv(3, (1, 1)), normal(0, 32, 8, 8, 2), normal(1, 32, 8, 8, 3) + 1
+    variables = layer.init(jax.random.key(2), x)
+
+    def bias_gradient(dtype):
+        cast = lambda tree: jax.tree.map(lambda a: a.astype(dtype), tree)  # noqa: E731
+        _, pull = jax.vjp(lambda v: layer.apply(v, cast(x)), cast(variables))
+        return pull(cast(dy))[0]["params"]["bias"].astype(jnp.float32)
+
+    # A rounding to eight bits of each term and of the sum; rounded 2048 times, half of it is lost.
+    expected = bias_gradient(jnp.float32)
+    np.testing.assert_allclose(bias_gradient(jnp.bfloat16), expected, rtol=0.006)
+
+
+def test_convolution_in_float64_adds_its_bias_in_float64():
+    """The measures compute in it; a detour by float32 would not show in the dtype."""
+    with jax.enable_x64(True):
+        x = jax.random.normal(jax.random.key(0), (2, 4, 4, 3), "float64")
+        layer = layers.Conv(2, (1, 1), bias_init=nn.initializers.constant(0.1))
+        own = layer.init(jax.random.key(1), x)["params"]
+        own = jax.tree.map(lambda a: a.astype("float64"), own)
+        expected = np.asarray(x) @ np.asarray(own["kernel"][0, 0]) + np.asarray(own["bias"])
+        np.testing.assert_allclose(layer.apply({"params": own}, x), expected, rtol=0, atol=1e-13)
