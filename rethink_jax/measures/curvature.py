@@ -141,7 +141,8 @@ def hessian_extremes(subject: Subject, lanczos: Lanczos = DEFAULT_LANCZOS) -> Ex
     weights_P = landscape.flat(subject).weights_P
     if lanczos.top + lanczos.bottom > weights_P.size:
         raise UserError(
-            f"{lanczos.top} + {lanczos.bottom} eigenvalues of {weights_P.size} weights; ask for fewer"
+            f"{lanczos.top} + {lanczos.bottom} eigenvalues of {weights_P.size} weights; "
+            "ask for fewer"
         )
     key = landscape.key_for(subject, landscape.LANCZOS)
     found = _lanczos(hessian_product(subject), key, weights_P, lanczos.steps)

@@ -10,7 +10,6 @@ weights before; here the noise is on the weights as they are trained.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

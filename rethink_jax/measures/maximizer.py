@@ -129,7 +129,7 @@ def _quasi_newton(memory: _Memory, gradient_P: jax.Array, free_P: jax.Array) -> 
     rho_M = jnp.where(usable_M, 1 / jnp.where(usable_M, products_M, 1), 0)
     largest = jnp.maximum(jnp.max(jnp.abs(gradient_P)), jnp.finfo(gradient_P.dtype).tiny)
     scale = 1 / largest
-    for s_P, y_P, usable, rho in zip(s_MxP, y_MxP, usable_M, rho_M, strict=True):
+    for y_P, usable, rho in zip(y_MxP, usable_M, rho_M, strict=True):
         scale = jnp.where(usable, 1 / jnp.where(usable, rho * jnp.vdot(y_P, y_P), 1), scale)
     direction_P, coefficients = gradient_P, []
     for s_P, y_P, rho in zip(s_MxP[::-1], y_MxP[::-1], rho_M[::-1], strict=True):
