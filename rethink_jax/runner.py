@@ -140,8 +140,9 @@ class Runner:
             steps_before = self._steps
             while run.busy and not self._signals:
                 run.step()
-                # Those under way hold memory of the devices.
-                self._await_writes(run.chosen.lanes)
+                # Networks under way hold memory of the devices; the two others are a checkpoint and
+                # trials.csv, for which no dispatch is to wait.
+                self._await_writes(run.chosen.lanes + 2)
                 epochs = sum(run.epochs_of.values()) - epochs_before
                 self._steps = steps_before + round(spec.steps_per_epoch * epochs)
                 self._show(run)
