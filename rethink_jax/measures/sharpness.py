@@ -224,12 +224,10 @@ def ball_sharpness(subject: Subject, ball: Ball = DEFAULT_BALL) -> Sharpness:
         return value, ball.radius * gradient_P
 
     search = Search(
-        random_starts=0,
         steps=ball.steps,
         first_step=ball.first_step,
         last_step=ball.last_step,
         momentum=ball.momentum,
-        refinements=0,
     )
     objective = Objective(lambda point_P: loss.value(ball.radius * point_P), both)
     centre_P = jnp.zeros_like(loss.weights_P)
