@@ -6,9 +6,9 @@ the training error is 0; the test error goes on falling, from 3.2% with 32 units
 Tomioka, Srebro (2014) saw it first. Norms over margins fall up to 128 units, as the test error
 does; beyond, the l2 norm and the l1 path norm rise.
 
-COMMAND  python -m launch.sweep --config=configs/capacity_hidden_units.py --workdir=runs/hidden_units
-         python -m launch.measure --workdir=runs/hidden_units
-         python -m launch.report --workdir=runs/hidden_units
+COMMAND  python -m launch.sweep --config=configs/capacity_hidden_units.py --workdir=runs/hidden
+         python -m launch.measure --workdir=runs/hidden
+         python -m launch.report --workdir=runs/hidden
          needs MNIST in .data/ (any public layout), or --config.data_files.download=True
 COST     33 trials; not run in full. Up to 512 units on a CPU:
          --config.sweep.model.hidden="((8,),(16,),(32,),(64,),(128,),(256,),(512,))"

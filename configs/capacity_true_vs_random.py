@@ -1,9 +1,9 @@
 """Do capacity measures grow with the number of images as the need to memorize does?
 
-Neyshabur et al. (2017), Figures 1 and 2: VGG networks on 5,000 to 50,000 images of CIFAR-10, trained
-to zero error on true and on random labels. Norms over margins are larger, and grow faster, where
-the labels are random; sharpness alone does not tell the two apart; expected sharpness against the
-KL divergence does.
+Neyshabur et al. (2017), Figures 1 and 2: VGG networks on 5,000 to 50,000 images of CIFAR-10,
+trained to zero error on true and on random labels. Norms over margins are larger, and grow faster,
+where the labels are random; sharpness alone does not tell the two apart; expected sharpness against
+the KL divergence does.
 
 COMMAND  python -m launch.sweep --config=configs/capacity_true_vs_random.py --workdir=runs/labels
          python -m launch.measure --workdir=runs/labels
