@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rethink_jax import step, streams, train
+from rethink_jax.data import preprocess
 from rethink_jax.data.corruption import (
     CLEAN,
     PixelCorruptionSpec,
@@ -19,7 +20,7 @@ from rethink_jax.data.corruption import (
     corrupt_pixels,
     pixel_stats,
 )
-from rethink_jax.data.dataset import Dataset, subset
+from rethink_jax.data.dataset import Dataset, subset, with_confusion_set
 from rethink_jax.data.streamed import StreamedDataset
 from rethink_jax.optimizers import decayed, path_name
 from rethink_jax.schema import UserError
@@ -47,15 +48,26 @@ def trial_dataset(full: AnyDataset, fields: Any) -> AnyDataset:
             "of imagenet and folder:PATH are resized. Leave it out"
         )
     if fields["data.num_train"] is not None:
-        args = fields["data.num_train"], fields["data.seed"], fields["data.balanced"]
-        dataset = subset(dataset, *args)
+        size, confusion = fields["data.num_train"], fields["data.num_confusion"]
+        args = fields["data.seed"], fields["data.balanced"]
+        if confusion:
+            assert isinstance(dataset, Dataset)  # `trials.resolve` refuses the others.
+            dataset = with_confusion_set(dataset, size, confusion, *args)
+        else:
+            dataset = subset(dataset, size, *args)
     total, batch = len(dataset.train_labels), fields["batch_size"]
     if batch > total:
         raise UserError(
             f"batch_size is {batch}; there are {total} training images. "
             "Set --config.trial.batch_size to at most that"
         )
-    crop, (height, width, _) = fields["preprocess.crop_size"], dataset.image_shape
+    crop, (height, width, channels) = fields["preprocess.crop_size"], dataset.image_shape
+    wanted = preprocess.CHANNELS.get(fields["preprocess.normalize"], channels)
+    if channels != wanted:
+        raise UserError(
+            f"preprocess.normalize is {fields['preprocess.normalize']!r}, which is for images of "
+            f"{wanted} channels; those of {dataset.name} have {channels}. Set it to 'per_image'"
+        )
     if crop is not None and crop > min(height, width):
         raise UserError(
             f"preprocess.crop_size is {crop}; images of {dataset.name} are {height}x{width}. "
@@ -117,15 +129,24 @@ def trial_hypers(trial: Trial) -> dict[str, np.ndarray]:
 
 
 def trial_labels(trial: Trial, dataset: AnyDataset) -> tuple[np.ndarray, np.ndarray]:
-    """A trial's training labels int32[N] and equally corrupted test labels int32[M]."""
+    """A trial's training labels int32[N] and equally corrupted test labels int32[M].
+
+    All labels of a confusion set are drawn uniformly; there is none among the test images.
+    """
     splits = (dataset.train_labels, streams.LABELS), (dataset.test_labels, streams.TEST_LABELS)
     kind, prob = trial["corruption.labels"], trial["corruption.label_prob"]
     seed = trial["corruption.seed"]
     with on_host():
-        return tuple(  # type: ignore[return-value]
+        train_N, test_M = (
             np.asarray(corrupt_labels(labels, kind, prob, seed, name, dataset.num_classes))
             for labels, name in splits
         )
+        if isinstance(dataset, Dataset) and dataset.confusion_N is not None:
+            random_N = corrupt_labels(
+                dataset.train_labels, "uniform", 1.0, seed, streams.LABELS, dataset.num_classes
+            )
+            train_N = np.where(dataset.confusion_N, random_N, train_N)
+    return train_N, test_M
 
 
 def on_host() -> Any:

@@ -45,6 +45,9 @@ FIELDS: dict[str, Field] = {
         int, None, "height and width of the images of a streamed set", low=8, optional=True
     ),
     "data.num_train": Field(int, None, "size of a random subset", low=1, optional=True),
+    "data.num_confusion": Field(
+        int, 0, "size of a confusion set: images with random labels beside the subset", low=0
+    ),
     "data.balanced": Field(bool, False, "the subset has equally many images of each class"),
     "data.seed": Field(
         int, 0, "which subset; and, of a streamed set, the order of its images", **_SEED
@@ -216,6 +219,11 @@ def resolve(trial: dict[str, Any]) -> Trial:
         values["corruption.seed"] = values["seed"]
     if values["data.balanced"] and values["data.num_train"] is None:
         raise UserError("data.balanced is True without data.num_train; set the size of the subset")
+    if values["data.num_confusion"] and values["data.num_train"] is None:
+        raise UserError(
+            "data.num_confusion is set without data.num_train; set the size of the subset that "
+            "keeps its labels"
+        )
     if values["preprocess.random_crop"] and values["preprocess.crop_size"] is None:
         raise UserError(
             "preprocess.random_crop is True without preprocess.crop_size; set the size of the crop"

@@ -24,6 +24,7 @@ class Dataset:
     test_images: uint8[M, H, W, C]     test_labels: int32[M]
     class_names: one name per class
     origin: where the arrays were read from, in words
+    confusion_N: bool[N], the training images whose labels are always random; None: no such ones
     """
 
     name: str
@@ -33,6 +34,7 @@ class Dataset:
     test_labels: np.ndarray
     class_names: tuple[str, ...]
     origin: str = ""
+    confusion_N: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         for split in ("train", "test"):
@@ -109,6 +111,11 @@ def subset(dataset: Set, num_train: int, seed: int, balanced: bool) -> Set:
     Raises:
       UserError: more images asked for than there are (in a class, if balanced).
     """
+    return dataset.select(np.sort(_subset_order(dataset, num_train, seed, balanced)[:num_train]))
+
+
+def _subset_order(dataset: Selectable, num_train: int, seed: int, balanced: bool) -> np.ndarray:
+    """All training images, by index; the first `num_train` are the subset."""
     labels, total = dataset.train_labels, len(dataset.train_labels)
     if num_train > total:
         raise UserError(
@@ -130,7 +137,31 @@ def subset(dataset: Set, num_train: int, seed: int, balanced: bool) -> Set:
                 f"{np.bincount(labels, minlength=dataset.num_classes).min()} images of its "
                 "smallest class"
             )
-    return dataset.select(np.sort(order[:num_train]))
+    return order
+
+
+def with_confusion_set(
+    dataset: Dataset, num_train: int, num_confusion: int, seed: int, balanced: bool
+) -> Dataset:
+    """`subset`, and a confusion set: further training images, whose labels are to be random.
+
+    The subset does not depend on the confusion set; the confusion sets of one subset are nested.
+
+    Raises:
+      UserError: more images asked for than there are.
+
+    Source: Neyshabur et al. 2017, Section 4, Figure 3.
+    """
+    total = len(dataset.train_labels)
+    if num_train + num_confusion > total:
+        raise UserError(
+            f"data.num_train is {num_train} and data.num_confusion is {num_confusion}; "
+            f"{dataset.name} has {total} training images. Set them to at most that together"
+        )
+    order = _subset_order(dataset, num_train, seed, balanced)
+    chosen = np.sort(order[: num_train + num_confusion])
+    confusion_N = np.isin(chosen, order[num_train:])
+    return dataclasses.replace(dataset.select(chosen), confusion_N=confusion_N)
 
 
 def store_npy(path: Path, array: np.ndarray) -> None:

@@ -55,6 +55,8 @@ NORMALIZE: dict[str, Callable[[jax.Array], jax.Array]] = {
     "mnist": mnist_statistics,
     "none": lambda images: images,
 }
+# Channels of the images that a normalization is for, where it is not for all.
+CHANNELS = {"imagenet": 3, "mnist": 1}
 
 
 def central_crop(images_BxHxWxC: jax.Array, size: int | None) -> jax.Array:

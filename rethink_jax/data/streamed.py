@@ -153,6 +153,11 @@ def check_fields(values: Mapping[str, Any]) -> None:
             f"stop.measured_on is {values['stop.measured_on']!r}; {streams}, and not all of them "
             "once more after each epoch. Set stop.measured_on = 'online'"
         )
+    if values["data.num_confusion"]:
+        raise UserError(
+            f"data.num_confusion is {values['data.num_confusion']}; {streams}. Leave it at 0, or "
+            "take a data set that lies in memory"
+        )
     if values["corruption.pixels"] != "none":
         raise UserError(
             f"corruption.pixels is {values['corruption.pixels']!r}; {streams}, as they are. "
