@@ -39,7 +39,7 @@ def rows(workdir):
 
 
 def measured(workdir, names=NAMES, **kwargs):
-    work = measuring.Measuring(workdir, names, say=lambda _: None, **kwargs)
+    work = measuring.Measuring(workdir, names, **kwargs)
     work.run()
     return work
 
@@ -125,7 +125,7 @@ def test_what_cannot_be_computed_is_a_row_with_its_reason(workdir, monkeypatch):
     ("kwargs", "message"),
     [
         ({"names": ("margin_mim",)}, "did you mean 'margin_min'"),
-        ({"trial_ids": ("abc",)}, "no finished trial 'abc'"),
+        ({"trial_ids": ("abc",)}, "has no trial 'abc'"),
     ],
 )
 def test_mistakes_are_one_line(workdir, kwargs, message):
