@@ -46,12 +46,13 @@ class Axis(NamedTuple):
     log: bool
 
 
+_LABELS = "corruption.label_prob"
 # The first of these that varies is the axis.
 AXES = (
     Axis("data.num_confusion", "images with random labels beside the others", False),
     Axis("model.hidden", "hidden units", True),
     Axis("data.num_train", "training images", True),
-    Axis("corruption.label_prob", "probability that a label is random", False),
+    Axis(_LABELS, "probability that a label is random", False),
 )
 _SEEDS = ("seed", "corruption.seed", "data.seed")
 
@@ -99,7 +100,7 @@ def sweep(trials: pd.DataFrame, measures: pd.DataFrame | None) -> Sweep | None:
     fields = field_columns(rows)
     varied = {c for c in fields if rows[c].map(repr).nunique() > 1} - set(_SEEDS)
     axis = next((a for a in AXES if a.field in varied), None)
-    if axis is None or varied - {axis.field, "corruption.label_prob"}:
+    if axis is None or varied - {axis.field, _LABELS}:
         return None
     if axis.field == "model.hidden":
         if any(len(widths) != 1 for widths in rows["model.hidden"]):
@@ -111,8 +112,8 @@ def sweep(trials: pd.DataFrame, measures: pd.DataFrame | None) -> Sweep | None:
             return None
     if measures is not None:
         rows = rows.join(measures, on="trial_id")
-    by_labels = axis.field != "corruption.label_prob"
-    names = rows["corruption.label_prob"].map(_labels_in_words if by_labels else lambda _: "")
+    by_labels = axis.field != _LABELS
+    names = rows[_LABELS].map(_labels_in_words if by_labels else lambda _: "")
     lines = {
         str(name): {float(at): some for at, some in own.groupby(x[own.index])}
         for name, own in rows.groupby(names, sort=False)
@@ -130,7 +131,8 @@ def figures(found: Sweep | None) -> dict[str, bytes]:
         return {}
     points = max(len(rows) for rows in found.lines.values())
     drawn = {
-        "capacity_errors": _errors if points >= 3 else None,
+        # By corruption, the errors are in Figure 1(c) of Zhang et al. (2017).
+        "capacity_errors": _errors if points >= 3 and found.axis.field != _LABELS else None,
         "capacity_norms": _norms,
         "capacity_measures": _normalized if points >= 3 else None,
         "capacity_sharpness": _sharpness,
