@@ -38,7 +38,7 @@ def all_measures(trial):
     """Norms (logarithms) that grow with the seed by 1, sharpness, and a KL curve."""
     width = trial["model.hidden"][0] if trial["model.name"] == "mlp" else 1
     found = {name: 2 * np.log(width) + trial["seed"] for name in NORMS}
-    found["sharpness"] = 0.1 * width
+    found["sharpness_zeta"] = 0.1 * width
     for alpha in ALPHAS:
         found[f"pac_bayes_kl[{alpha}]"] = width / float(alpha)
         found[f"expected_sharpness[{alpha}]"] = float(alpha)
@@ -157,7 +157,7 @@ def test_true_and_random_labels_by_images(tmp_path, drawn):
 def test_confusion_sets_are_drawn_from_0_to_1(tmp_path, drawn):
     def values(trial):
         size = trial["data.num_confusion"]
-        return {n: np.log(10 + size) for n in NORMS} | {"sharpness": 5 - size / 1_000}
+        return {n: np.log(10 + size) for n in NORMS} | {"sharpness_zeta": 5 - size / 1_000}
 
     nested = [
         {"seed": s, "data": {"name": "cifar10", "num_train": 10_000, "num_confusion": c},
@@ -186,7 +186,7 @@ def test_no_figure_where_something_else_varies_or_nothing(tmp_path):
 def test_missing_numbers_leave_gaps_and_no_figure_where_all_are_missing(tmp_path, drawn):
     def values(trial):
         found = all_measures(trial)
-        return found if trial["model.hidden"] != (32,) else {"sharpness": found["sharpness"]}
+        return found if trial["model.hidden"] != (32,) else {"sharpness_zeta": found["sharpness_zeta"]}
 
     found = by_width(tmp_path, values=values)
     axes = drawn(capacity._norms, found)

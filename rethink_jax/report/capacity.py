@@ -30,7 +30,7 @@ _NORMS = {
 }
 _WORDS = {"l2": "l2 norm", "l1path": "l1 path norm", "l2path": "l2 path norm",
           "spectral": "spectral norm", "sharpness": "sharpness"}  # fmt: skip
-_SHARPNESS = "sharpness"
+_SHARPNESS = "sharpness_zeta"
 _FIG1 = "Figure 1"
 _KL = re.compile(r"pac_bayes_kl\[(.+)\]")
 
@@ -239,7 +239,7 @@ def _normalized(found: Sweep) -> bytes | None:
         return None
     with plt.rc_context(STYLE):
         figure, (ours, papers) = plt.subplots(1, 2, figsize=(11, 4.2))
-        for measure, colour in zip((*_NORMS, _SHARPNESS), COLOURS, strict=False):
+        for measure, colour in zip(_WORDS, COLOURS, strict=False):
             column = _NORMS.get(measure, _SHARPNESS)
             if found.has(column):
                 values = _means(found, name, column, logarithms=measure in _NORMS)
