@@ -33,9 +33,28 @@ _TITLES = {
         "Accuracy along training with true labels, mean over seeds. Thin: the highest test "
         "accuracy so far.",
     ),
-    "hidden_units": (
-        "More units than are needed",
-        "Error by number of hidden units, true labels. Bands: standard deviation over seeds.",
+    "capacity_errors": (
+        "What fits, and what generalizes",
+        "Training and test error. Bands: standard deviation over seeds.",
+    ),
+    "capacity_norms": (
+        "Norms over margins",
+        "Products of norms and sums over paths, over the margin that 5% of the images are below, "
+        "squared; without factors of depth and width. Bands: standard deviation over seeds.",
+    ),
+    "capacity_measures": (
+        "Measures on one scale",
+        "Means over seeds; norms over margins as in the figure of norms. Right: the paper's.",
+    ),
+    "capacity_sharpness": (
+        "Sharpness",
+        "The largest increase of the training loss where each weight w moves by up to 0.0005 of "
+        "|w| + 1, by one plus the loss. Bands: standard deviation over seeds.",
+    ),
+    "capacity_kl": (
+        "Expected sharpness against KL divergence",
+        "Gaussian noise on each weight w of deviation alpha (10 |w| + 1), a point for each alpha; "
+        "means over seeds. Further to the right: a more complex network. The line is at 0.05.",
     ),
 }
 _DOTTED = " Dotted: the paper's curves, digitised, where it trained the same network."
