@@ -194,12 +194,17 @@ def test_networks_without_a_number_are_left_out(table, workdir):
 def test_seeds_of_a_setting_are_drawn_together(table, workdir):
     """The interval is that of a bootstrap of six settings, wider than that of 18 networks."""
     _, gap_T, by_rate_T, _ = workdir
-    expected = ranks.bootstrap(
-        lambda counts_DxT: ranks.kendall(by_rate_T, gap_T, counts_T=counts_DxT),
-        np.repeat(range(6), 3).tolist(),
-    )
+    units = {"settings": np.repeat(range(6), 3).tolist(), "networks": range(18)}
+    found = {
+        name: ranks.bootstrap(
+            lambda counts_DxT: ranks.kendall(by_rate_T, gap_T, counts_T=counts_DxT), units_T
+        )
+        for name, units_T in units.items()
+    }
+    settings, networks = found.values()
+    assert settings.high - settings.low > networks.high - networks.low
     cell = cells_of(table)["by_rate"]["τ, gap"]
-    assert cell == "{:+.2f} [{:+.2f}, {:+.2f}]".format(*expected[:3])
+    assert cell == "{:+.2f} [{:+.2f}, {:+.2f}]".format(*settings[:3])
     assert "1000 bootstrap draws of 6 settings, the seeds of one together" in table.notes[1]
 
 
