@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 
 # Never renumber: results depend on these.
-INIT, ORDER, AUGMENT, NETWORK, LABELS, TEST_LABELS, PIXELS, TEST_PIXELS = range(8)
+INIT, ORDER, AUGMENT, NETWORK, LABELS, TEST_LABELS, PIXELS, TEST_PIXELS, MEASURES = range(9)
 
 
 def stream(seed: jax.Array | int, name: int, *positions: jax.Array | int) -> jax.Array:

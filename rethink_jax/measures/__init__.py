@@ -60,7 +60,9 @@ def refusals(subject: Subject, names: Sequence[str]) -> dict[str, str]:
     for name in names:
         try:
             jax.eval_shape(
-                lambda v, v0, x, y, name=name: MEASURES[name](Subject(subject.model, v, x, y, v0)),
+                lambda v, v0, x, y, name=name: MEASURES[name](
+                    Subject(subject.model, v, x, y, v0, subject.key)
+                ),
                 *arrays,
             )
         except UserError as error:

@@ -23,7 +23,7 @@ def build(workdir: str | Path) -> Report:
       UserError: not a workdir, no finished trial in it, or the report extra is not installed.
     """
     try:
-        from rethink_jax.report import figures, hidden_units, page, series, tables
+        from rethink_jax.report import along, figures, hidden_units, page, series, tables
     except ImportError as error:
         raise UserError(
             f"the report needs {error.name}; install it with: pip install 'rethink_jax[report]'"
@@ -45,6 +45,7 @@ def build(workdir: str | Path) -> Report:
         "fig1c": figures.test_error(lines),
         "fig2": figures.accuracy_curves(lines),
         "hidden_units": hidden_units.errors(lines),
+        "along": along.curves(lines, records.load_measures_along(workdir)),
     }
     pictures = {name: png for name, png in pictures.items() if png is not None}
     for name, png in pictures.items():
