@@ -23,7 +23,7 @@ def build(workdir: str | Path) -> Report:
       UserError: not a workdir, no finished trial in it, or the report extra is not installed.
     """
     try:
-        from rethink_jax.report import capacity, figures, page, ranking, series, tables
+        from rethink_jax.report import along, capacity, figures, page, ranking, series, tables
     except ImportError as error:
         raise UserError(
             f"the report needs {error.name}; install it with: pip install 'rethink_jax[report]'"
@@ -47,6 +47,7 @@ def build(workdir: str | Path) -> Report:
         "fig1c": figures.test_error(lines),
         "fig2": figures.accuracy_curves(lines),
         **capacity.figures(capacity.sweep(done, measured)),
+        "along": along.curves(lines, records.load_measures_along(workdir)),
     }
     pictures = {name: png for name, png in pictures.items() if png is not None}
     for name, png in pictures.items():
