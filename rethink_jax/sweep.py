@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rethink_jax import config as config_lib
-from rethink_jax import header, records, trials
+from rethink_jax import header, measuring_along, records, trials
 from rethink_jax import inputs as trial_inputs
 from rethink_jax.choices import BY_RULE, Choices
 from rethink_jax.cli import EXIT_OK
@@ -34,6 +34,7 @@ class Sweep:
     """A config, resolved and checked: its trials, groups, data and settings.
 
     all_trials: of the whole config   trials: those that `config.only` selects, in groups
+    along: what is measured along the training of each group
 
     Raises:
       UserError: anything wrong with the config or its data; nothing has been written by then.
@@ -58,9 +59,12 @@ class Sweep:
         self.datasets = {name: sources.load(name, folder, download) for name in names}
         # Made here for their checks; subsets of one data set are small beside it.
         self._of_group = {g.group_id: self._group_dataset(g) for g in self.groups}
+        self.along: dict[str, measuring_along.Plan] = {}
         for group in self.groups:
             spec = trial_inputs.make_spec(group.trials, self.dataset_of(group), 1)
             trial_inputs.check_decay(group.trials, spec)
+            dataset = self.dataset_of(group)
+            self.along[group.group_id] = measuring_along.plan(self.settings, spec, dataset)
 
     def _group_dataset(self, group: Group) -> AnyDataset:
         return trial_inputs.trial_dataset(self.datasets[group.static["data.name"]], group.static)
@@ -79,6 +83,7 @@ class Sweep:
         """The group, ready to begin; with so many lanes, if not as the settings say."""
         dataset = self.dataset_of(group)
         settings = self.settings | ({"engine.lanes": lanes} if lanes else {})
+        settings["measure.names"] = self.along[group.group_id].names
         if isinstance(dataset, StreamedDataset):
             return StreamRun(group, dataset, settings, on_finished, choices=choices)
         return GroupRun(group, dataset, settings, on_finished, choices=choices)
@@ -159,6 +164,8 @@ def _run(sweep: Sweep, workdir: records.Workdir, command: list[str]) -> int:
     begun = time.monotonic()
     with Progress() as progress, _signals() as signals:
         progress.say(f"{_counted(sweep)}, {len(sweep.trials) - len(todo)} done, {len(todo)} to run")
+        for line in measuring_along.notes(sweep.along):
+            progress.say(line)
         for name, dataset in sweep.datasets.items():
             if sources.differs_from_published(dataset):
                 progress.say(f"note: {dataset.origin} does not hold the published {name} images")

@@ -337,21 +337,21 @@ def test_numbers_in_text():
 
 def test_too_few_networks(tmp_path):
     nested, results = swept()
-    made_workdir(tmp_path, nested, results)
+    gap_T, place_T = gaps_of(results), np.arange(len(results))
+
+    def table(**known):
+        measures = {name: np.where(mask, gap_T, np.nan) for name, mask in known.items()}
+        done, frames, measured = in_memory(nested, results, measures)
+        return ranking.table(done, frames, measured.dropna(how="all"))
+
+    assert table(gap=place_T < 5) is None
+    assert table(gap=place_T < 6) is not None
+    # Eight networks are measured, but no measure has six.
+    assert table(a=place_T < 5, b=(place_T >= 5) & (place_T < 8)) is None
+    made_workdir(tmp_path, nested[:6], results[:6])
     assert table_of(tmp_path) is None  # Nothing was measured.
-    gap_T = gaps_of(results)
-    for known in (5, 6):
-        write_measures(tmp_path, {"gap": [g if i < known else None for i, g in enumerate(gap_T)]})
-        assert (table_of(tmp_path) is None) == (known < 6)
-    # Six networks are measured, but no measure has six.
-    write_measures(
-        tmp_path, {"a": [*gap_T[:5], *[None] * 13], "b": [*[None] * 5, *gap_T[5:8], *[None] * 10]}
-    )
-    assert table_of(tmp_path) is None
+    write_measures(tmp_path, {}, [[i, "all", "", "no_network", "gone"] for i in "ab"])
     assert not (report.build(tmp_path).page.parent / "ranking.md").exists()
-    no_network = [[i, "all", "", "no_network", "gone"] for i in "ab"]
-    write_measures(tmp_path, {}, no_network)
-    assert table_of(tmp_path) is None
 
 
 def test_trials_without_an_error_or_a_measure():

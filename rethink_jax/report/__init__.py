@@ -23,7 +23,7 @@ def build(workdir: str | Path) -> Report:
       UserError: not a workdir, no finished trial in it, or the report extra is not installed.
     """
     try:
-        from rethink_jax.report import capacity, figures, page, ranking, series, tables
+        from rethink_jax.report import along, capacity, figures, page, ranking, series, tables
     except ImportError as error:
         raise UserError(
             f"the report needs {error.name}; install it with: pip install 'rethink_jax[report]'"
@@ -38,15 +38,16 @@ def build(workdir: str | Path) -> Report:
     folder = Path(workdir) / "report"
     folder.mkdir(exist_ok=True)
     compared = tables.tables(done, results)
-    measures = records.load_measures(workdir)
-    ranked = ranking.table(done, results, measures)
+    measured = records.load_measures(workdir)
+    ranked = ranking.table(done, results, measured)
     pictures = {
         "examples": figures.examples(records.load_examples(workdir)),
         "fig1a": figures.loss_curves(lines),
         "fig1b": figures.epochs_to_fit(lines),
         "fig1c": figures.test_error(lines),
         "fig2": figures.accuracy_curves(lines),
-        **capacity.figures(capacity.sweep(done, measures)),
+        **capacity.figures(capacity.sweep(done, measured)),
+        "along": along.curves(lines, records.load_measures_along(workdir)),
     }
     pictures = {name: png for name, png in pictures.items() if png is not None}
     for name, png in pictures.items():

@@ -56,6 +56,12 @@ _TITLES = {
         "Gaussian noise on each weight w of deviation alpha (10 |w| + 1), a point for each alpha; "
         "means over seeds. Further to the right: a more complex network. The line is at 0.05.",
     ),
+    "along": (
+        "How the networks change",
+        "Measures along training, each network's on its own training images. Lines: mean over "
+        "seeds; bands: lowest to highest seed. A trial that has ended keeps its last value. Of "
+        "many measures and settings some are drawn; trials/*/measures.csv has all.",
+    ),
 }
 _DOTTED = " Dotted: the paper's curves, digitised, where it trained the same network."
 _SOME = " Of many lines some are drawn, the paper's networks first; the table below has all."
@@ -73,6 +79,7 @@ figure { margin: 0; padding: 1rem 1.1rem; background: #fff; border: 1px solid #e
 figure.wide { grid-column: 1 / -1; text-align: center; }
 figure.wide h2, figure.wide figcaption { text-align: left; }
 figure.wide img { max-height: 360px; width: auto; }
+figure.tall img { max-height: none; }
 img { max-width: 100%; display: inline-block; margin-top: .5rem; }
 figcaption { color: #5c5c60; font-size: .9rem; }
 table { border-collapse: collapse; width: 100%; font-size: .86rem; background: #fff;
@@ -136,6 +143,7 @@ def _figure(name: str, png: bytes, more: str) -> str:
     # A PNG file has its width and height at fixed places.
     width, height = (int.from_bytes(png[i : i + 4], "big") for i in (16, 20))
     kind = " class='wide'" if name == "examples" or width > 2 * height else ""
+    kind = " class='wide tall'" if name == "along" else kind
     return (
         f"<figure{kind}><h2>{escape(title)}</h2><figcaption>{escape(caption + more)}</figcaption>"
         f"<img alt='{escape(title)}' src='data:image/png;base64,{data}'></figure>"
