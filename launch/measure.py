@@ -10,11 +10,15 @@ from rethink_jax import cli
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder that a sweep wrote")
 _MEASURES = flags.DEFINE_list("measures", ["all"], "names of measures or families, or all")
 _TRIALS = flags.DEFINE_list("trials", [], "ids of trials; not given: all that are finished")
+_TIME_EACH = flags.DEFINE_bool(
+    "time_each", False, "compute nothing new; print the seconds that each measure takes on its own"
+)
 _LIST = flags.DEFINE_bool("list", False, "name every measure, and compute nothing")
 
 
 def main() -> int:
     from rethink_jax import measures, measuring
+    from rethink_jax.progress import Counter
 
     if _LIST.value:
         for family, names in measures.FAMILIES.items():
@@ -22,10 +26,19 @@ def main() -> int:
         return cli.EXIT_OK
     if not _WORKDIR.value:
         raise cli.UserError("--workdir is missing: name the folder that the sweep wrote")
-    work = measuring.Measuring(_WORKDIR.value, _MEASURES.value, _TRIALS.value)
+    counter = Counter("networks by family")
+    work = measuring.Measuring(_WORKDIR.value, _MEASURES.value, _TRIALS.value, counter)
+    if _TIME_EACH.value:
+        print(f"{'measure':34}{'compile s':>10}{'s/network':>11}")
+        for name, compiling, seconds in work.seconds_each():
+            print(f"{name:34}{compiling:10.1f}{seconds:11.4f}", flush=True)
+        return cli.EXIT_OK
     work.run()
     for family, (seconds, networks) in work.seconds.items():
-        print(f"{family}: {networks} networks in {seconds:.1f} s, compiling included")
+        print(
+            f"{family}: {networks} networks in {seconds:.1f} s, compiling included; "
+            f"{seconds / networks:.3f} s each"
+        )
     print(f"measures: {work.path.absolute()}")
     return cli.EXIT_OK
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,34 +15,40 @@ import jax.numpy as jnp
 import numpy as np
 
 from rethink_jax import config as config_lib
-from rethink_jax import inputs, lanes, measures, records, trials
-from rethink_jax.checkpoint import LoadedTrial, load_trial
+from rethink_jax import inputs, lanes, measures, memory, records, streams, trials
+from rethink_jax.checkpoint import load_trial
 from rethink_jax.data import preprocess, sources
-from rethink_jax.data.corruption import PixelCorruptionSpec, corrupt_pixels, pixel_stats
+from rethink_jax.data.corruption import ImageSet, corrupt_pixels, pixel_stats
 from rethink_jax.data.dataset import Dataset
 from rethink_jax.measures.subject import Subject
-from rethink_jax.schema import UserError
+from rethink_jax.progress import Counter
+from rethink_jax.schema import UserError, suggest
 
 COLUMNS = ("trial_id", "measure", "value", "status", "reason")
-# Status of a row.
-OK, NOT_FINITE, REFUSED, NO_NETWORK = "ok", "not_finite", "refused", "no_network"
+# Status of a row. The last two are of a trial as a whole: what is there is looked at each time.
+OK, NOT_FINITE, REFUSED = "ok", "not_finite", "refused"
+NO_NETWORK, NOT_FINISHED = "no_network", "not_finished"
+ALL = "all"  # The measure of such a row.
+
+# Images of several versions lie on the devices once for each network that is measured.
+_MAX_IMAGE_BYTES = 2**31
 
 
 class Work(NamedTuple):
-    """Networks that are measured by one program, on the same images.
+    """Networks that are measured by one program.
 
-    trials: {trial_id: trial}   pixels: how their images are corrupted
+    trials: {trial_id: trial}   one_version: all on the same images
     """
 
     trials: dict[str, trials.Trial]
-    pixels: PixelCorruptionSpec
+    one_version: bool
     dataset: Dataset
 
 
 class Measuring:
     """The measures of a workdir: those that it has, and those that are asked for.
 
-    seconds: of each family, {family: (seconds, networks)}
+    seconds: of each family, {family: (seconds, networks)}, compiling included
 
     Raises:
       UserError: not a workdir, no such measure or trial, or its data are not there any more.
@@ -50,24 +57,25 @@ class Measuring:
     def __init__(
         self,
         workdir: str | Path,
-        names: Sequence[str] = ("all",),
+        names: Sequence[str] = (ALL,),
         trial_ids: Sequence[str] = (),
-        say: Callable[[str], None] = print,
+        counter: Counter | None = None,
     ):
-        self._workdir, self._say = records.Workdir(workdir), say
+        self._workdir, self._counter = records.Workdir(workdir), counter or Counter(quiet=True)
         head = self._workdir.header()
         if head is None:
             raise UserError(f"{workdir} is not a workdir: it has no run.json")
         self._head, self._settings = head, config_lib.settings(head["config"])
         self._families = measures.select(names)
         self._finished = self._workdir.finished()
+        known = {t.trial_id: None for t in trials.expand(head["config"])} | self._finished
         for trial_id in trial_ids:
-            if trial_id not in self._finished:
+            if trial_id not in known:
                 raise UserError(
-                    f"there is no finished trial {trial_id!r} in {workdir}; run the sweep to its "
-                    f"end first. Trials and their status are in {self._workdir.path}/trials.csv"
+                    f"{workdir} has no trial {trial_id!r}{suggest(trial_id, known)}; all trials "
+                    f"and their status are in {self._workdir.path}/trials.csv"
                 )
-        self._asked = list(trial_ids or self._finished)
+        self._asked = list(trial_ids or known)
         self._rows = _read(self.path)
         self._programs: dict[Any, Any] = {}
         self.seconds: dict[str, tuple[float, int]] = {}
@@ -78,28 +86,62 @@ class Measuring:
 
     def run(self) -> None:
         """Computes what is missing; each batch of networks is on disk once it is done."""
-        kept = [t for t in self._asked if (self._workdir.trial_dir(t) / "network").is_dir()]
+        self._rows = {k: row for k, row in self._rows.items() if k[1] != ALL}
+        kept = []
         for trial_id in self._asked:
-            if trial_id not in kept:
+            if trial_id not in self._finished:
+                reason = "the trial is not finished; run the sweep to its end"
+                self._note(trial_id, ALL, None, NOT_FINISHED, reason)
+            elif not (self._workdir.trial_dir(trial_id) / "network").is_dir():
                 status = self._finished[trial_id]["status"]
-                reason = f"no network was kept (status {status})"
-                self._note(trial_id, "all", None, NO_NETWORK, reason)
-        for work in self._works(kept):
-            for family, names in self._families.items():
-                self._measure(work, family, names)
+                self._note(trial_id, ALL, None, NO_NETWORK, f"no network was kept ({status})")
+            else:
+                kept.append(trial_id)
+        works = list(self._works(kept))
+        with self._counter as counter:
+            counter.total = sum(
+                len(self._missing(w, names)) for w in works for names in self._families.values()
+            )
+            for work in works:
+                for family, names in self._families.items():
+                    self._measure(work, family, names)
         self._write()
+
+    def seconds_each(self) -> Iterator[tuple[str, float, float]]:
+        """(measure, seconds to compile, seconds for one network) of each, computed on its own.
+
+        Measures of a family share work, and together take less than the sum. Timed on one batch of
+        networks of each kind; the first kind that has the measure counts. Nothing is written.
+        """
+        kept = [
+            t for t in self._asked
+            if t in self._finished and (self._workdir.trial_dir(t) / "network").is_dir()
+        ]  # fmt: skip
+        done = set()
+        for work in self._works(kept):
+            batch = _Batch(self._workdir.path, work, list(work.trials), self._settings)
+            for name in (name for names in self._families.values() for name in names):
+                if name in done or measures.refusals(batch.example, (name,)):
+                    continue
+                done.add(name)
+                program = self._program(batch, (name,))
+                times = []
+                for _ in range(2):
+                    begun = time.perf_counter()
+                    jax.block_until_ready(program(*batch.arguments(batch.first_ids)))
+                    times.append(time.perf_counter() - begun)
+                yield name, times[0] - times[1], times[1] / batch.layout.lanes
 
     # --- inside -----------------------------------------------------------------------------------
 
     def _works(self, trial_ids: Sequence[str]) -> Iterator[Work]:
-        """The trials by group, and within it by the version of their images."""
-        found: dict[Any, dict[str, trials.Trial]] = {}
+        """The trials by group; those of images of their own apart from those of shared ones."""
+        groups: dict[Any, dict[str, trials.Trial]] = {}
         for trial_id in trial_ids:
             trial = trials.resolve(self._finished[trial_id]["trial"])
-            key = trial.static, inputs.pixel_spec(trial)
-            found.setdefault(key, {})[trial_id] = trial
+            groups.setdefault(trial.static, {})[trial_id] = trial
         datasets: dict[str, Any] = {}
-        for (static, pixels), own in found.items():
+        for static, own in groups.items():
             fields = dict(static)
             name = fields["data.name"]
             if name not in datasets:
@@ -107,9 +149,17 @@ class Measuring:
             dataset = inputs.trial_dataset(datasets[name], fields)
             if not isinstance(dataset, Dataset):
                 for trial_id in own:
-                    self._note(trial_id, "all", None, REFUSED, f"{name} is streamed from disk")
+                    self._note(trial_id, ALL, None, REFUSED, f"{name} is streamed from disk")
                 continue
-            yield Work(own, pixels, dataset)
+            versions: dict[Any, dict[str, trials.Trial]] = {}
+            for trial_id, trial in own.items():
+                versions.setdefault(inputs.pixel_spec(trial), {})[trial_id] = trial
+            lanes_of_all = lanes.choose_layout(self._settings, len(own)).lanes
+            alone = [v for v in versions.values() if len(v) >= lanes_of_all or len(versions) == 1]
+            yield from (Work(version, True, dataset) for version in alone)
+            rest = {t: trial for v in versions.values() if v not in alone for t, trial in v.items()}
+            if rest:
+                yield Work(rest, False, dataset)
 
     def _load(self, name: str) -> Any:
         dataset = sources.load(name, self._settings["data_files.dir"], False)
@@ -120,77 +170,75 @@ class Measuring:
             )
         return dataset
 
+    def _missing(self, work: Work, names: Sequence[str]) -> list[str]:
+        """The trials that lack one of these measures."""
+        return [t for t in work.trials if any((t, name) not in self._rows for name in names)]
+
     def _measure(self, work: Work, family: str, names: tuple[str, ...]) -> None:
         """One family's measures of the networks that lack one."""
-        missing = {
-            trial_id: trial
-            for trial_id, trial in work.trials.items()
-            if any((trial_id, name) not in self._rows for name in names)
-        }
+        missing = self._missing(work, names)
         if not missing:
             return
-        first = load_trial(self._workdir.path, next(iter(missing)))
-        images = _network_images(work, first.fields)
-        labels = {t: inputs.trial_labels(trial, work.dataset)[0] for t, trial in missing.items()}
-        example = Subject(
-            first.model, first.variables, images, labels[next(iter(missing))],
-            first.initial_variables,
-        )  # fmt: skip
-        refused = measures.refusals(example, names)
+        batch = _Batch(self._workdir.path, work, missing, self._settings)
+        refused = measures.refusals(batch.example, names)
         for name, reason in refused.items():
             for trial_id in missing:
                 self._note(trial_id, name, None, REFUSED, reason)
         possible = tuple(name for name in names if name not in refused)
-        if possible:
-            self._compute(family, possible, first, images, labels)
+        if not possible:
+            self._counter.advance(len(missing), family)
+        while possible:
+            try:
+                self._compute(family, possible, batch)
+                break
+            except Exception as error:
+                layout = batch.layout
+                fewer = memory.fewer_lanes(layout.lanes, len(layout.devices))
+                if not memory.is_out_of_memory(error) or fewer is None:
+                    raise
+                settings = self._settings | {"engine.lanes": fewer}
+                left = self._missing(work, possible)
+                batch = _Batch(self._workdir.path, work, left, settings)
+                self._counter.say(f"{family}: out of memory; goes on with {fewer} lanes")
         self._write()
 
-    def _compute(
-        self,
-        family: str,
-        names: tuple[str, ...],
-        first: LoadedTrial,
-        images: np.ndarray,
-        labels: dict[str, np.ndarray],
-    ) -> None:
-        layout = lanes.choose_layout(self._settings, len(labels))
-        program = self._program(first, names, layout)
-        shared = jax.device_put(images, lanes.shared_sharding(layout))
-        ids, begun = list(labels), time.perf_counter()
-        with jax.default_matmul_precision(first.fields["matmul_precision"]):
-            for start in range(0, len(ids), layout.lanes):
-                batch = ids[start : start + layout.lanes]
-                # The last batch is filled up, so that one program serves all.
-                filled = batch + batch[:1] * (layout.lanes - len(batch))
-                loaded = [load_trial(self._workdir.path, t) for t in filled]
-                own = [
-                    (labels[t], n.variables, n.initial_variables)
-                    for t, n in zip(filled, loaded, strict=True)
-                ]
-                found = jax.device_get(program(shared, *jax.tree.map(_stacked, *own)))
-                for lane, trial_id in enumerate(batch):
-                    for name in names:
-                        self._note(trial_id, name, float(found[name][lane]))
-                self._write()
-                self._say(f"{family}: {min(start + layout.lanes, len(ids))}/{len(ids)} networks")
-        seconds, networks = self.seconds.get(family, (0.0, 0))
-        took = time.perf_counter() - begun
-        self.seconds[family] = seconds + took, networks + len(ids)
+    def _compute(self, family: str, names: tuple[str, ...], batch: _Batch) -> None:
+        program = self._program(batch, names)
+        begun = time.perf_counter()
+        for ids, arguments in batch.all_arguments():
+            found = jax.device_get(program(*arguments))
+            for lane, trial_id in enumerate(ids):
+                for name in names:
+                    self._note(trial_id, name, float(found[name][lane]))
+            self._write()
+            self._counter.advance(len(ids), family)
+            seconds, networks = self.seconds.get(family, (0.0, 0))
+            begun, took = time.perf_counter(), time.perf_counter() - begun
+            self.seconds[family] = seconds + took, networks + len(ids)
 
-    def _program(self, first: LoadedTrial, names: tuple[str, ...], layout: lanes.Layout) -> Any:
-        """(images, labels_L, variables_L, initial_variables_L) -> {measure: value_L}
+    def _program(self, batch: _Batch, names: tuple[str, ...]) -> Any:
+        """(images, labels_L, variables_L, initial_variables_L, seed_L) -> {measure: value_L}
 
         The same one for all networks of a kind, also on other images: it is compiled once.
         """
-        kind = tuple(sorted((k, v) for k, v in first.fields.items() if k.startswith("model.")))
-        key = kind, first.result["num_classes"], names, layout
+        first, layout, shared = batch.first, batch.layout, batch.work.one_version
+        deciding = ("preprocess.", "matmul_precision", "compute_dtype", "model.")
+        kind = tuple(sorted((k, v) for k, v in first.fields.items() if k.startswith(deciding)))
+        key = kind, first.result["num_classes"], names, layout, shared
         if key not in self._programs:
 
-            def of_one(x: Any, y: Any, variables: Any, initial: Any) -> dict[str, jax.Array]:
-                subject = Subject(first.model, variables, x, y, initial)
+            def of_one(images: Any, y: Any, variables: Any, initial: Any, seed: Any) -> Any:
+                x, random = _as_taken(images, first.fields), streams.stream(seed, streams.MEASURES)
+                subject = Subject(first.model, variables, x, y, initial, random)
                 return {name: measures.MEASURES[name](subject) for name in names}
 
-            self._programs[key] = jax.jit(lanes.over_lanes(of_one, layout, shared=1))
+            program = jax.jit(lanes.over_lanes(of_one, layout, shared=int(shared)))
+
+            def call(*arguments: Any) -> Any:
+                with jax.default_matmul_precision(first.fields["matmul_precision"]):
+                    return program(*arguments)
+
+            self._programs[key] = call
         return self._programs[key]
 
     def _note(
@@ -211,6 +259,73 @@ class Measuring:
         records.write_atomically(self.path, text.getvalue())
 
 
+class _Batch:
+    """Networks of one kind, and what a program needs of them, some lanes at a time.
+
+    first: one of the networks   example: it with the shapes of its images, for refusals
+    """
+
+    def __init__(self, workdir: Path, work: Work, ids: Sequence[str], settings: dict[str, Any]):
+        self.work, self._workdir, self._ids = work, workdir, list(ids)
+        if not work.one_version:
+            fitting = max(1, _MAX_IMAGE_BYTES // work.dataset.train_images.nbytes)
+            asked = settings["engine.lanes"]
+            settings = settings | {"engine.lanes": min(asked or fitting, fitting)}
+        self.layout = lanes.choose_layout(settings, len(self._ids))
+        self.first = load_trial(workdir, self._ids[0])
+        self._stats = pixel_stats(work.dataset.train_images)
+
+    @property
+    def example(self) -> Subject:
+        images = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), self._images(self._ids[0])
+        )
+        return Subject(
+            self.first.model,
+            self.first.variables,
+            jax.eval_shape(lambda x: _as_taken(x, self.first.fields), images),
+            self._labels(self._ids[0]),
+            self.first.initial_variables,
+            jax.random.key(0),
+        )
+
+    @property
+    def first_ids(self) -> list[str]:
+        return self._ids[: self.layout.lanes]
+
+    def all_arguments(self) -> Iterator[tuple[list[str], tuple[Any, ...]]]:
+        """(trial ids, what the program takes) of a number of networks, until all were there."""
+        for start in range(0, len(self._ids), self.layout.lanes):
+            ids = self._ids[start : start + self.layout.lanes]
+            yield ids, self.arguments(ids)
+
+    def arguments(self, ids: Sequence[str]) -> tuple[Any, ...]:
+        # The last batch is filled up, so that one program serves all.
+        filled = [*ids, *[ids[0]] * (self.layout.lanes - len(ids))]
+        loaded = [load_trial(self._workdir, t) for t in filled]
+        own = [
+            (self._labels(t), n.variables, n.initial_variables, n.fields["seed"])
+            for t, n in zip(filled, loaded, strict=True)
+        ]
+        if self.work.one_version:
+            images = self._shared_images
+        else:
+            images = jax.tree.map(_stacked, *map(self._images, filled))
+        return images, *jax.tree.map(_stacked, *own)
+
+    @functools.cached_property
+    def _shared_images(self) -> ImageSet:
+        return jax.device_put(self._images(self._ids[0]), lanes.shared_sharding(self.layout))
+
+    def _images(self, trial_id: str) -> ImageSet:
+        spec = inputs.pixel_spec(self.work.trials[trial_id])
+        with inputs.on_host():
+            return corrupt_pixels(self.work.dataset.train_images, spec, self._stats)
+
+    def _labels(self, trial_id: str) -> np.ndarray:
+        return inputs.trial_labels(self.work.trials[trial_id], self.work.dataset)[0]
+
+
 def _stacked(*leaves: Any) -> jax.Array:
     return jnp.stack([jnp.asarray(leaf) for leaf in leaves])
 
@@ -226,11 +341,8 @@ def _read(path: Path) -> dict[tuple[str, str], dict[str, str]]:
         return {(row["trial_id"], row["measure"]): row for row in rows}
 
 
-def _network_images(work: Work, fields: dict[str, Any]) -> np.ndarray:
-    """The training images as the network takes them in evaluation: float32[N, H, W, C]."""
-    stats = pixel_stats(work.dataset.train_images)
-    with inputs.on_host():
-        made = corrupt_pixels(work.dataset.train_images, work.pixels, stats)
-        pixels = jnp.asarray(made.pixels(), jnp.float32) / 255
-        cropped = preprocess.central_crop(pixels, fields["preprocess.crop_size"])
-        return np.asarray(preprocess.NORMALIZE[fields["preprocess.normalize"]](cropped))
+def _as_taken(images: ImageSet, fields: dict[str, Any]) -> jax.Array:
+    """Images as the network takes them in evaluation: float32[N, H, W, C]."""
+    pixels = jnp.asarray(ImageSet.pixels(images), jnp.float32) / 255
+    cropped = preprocess.central_crop(pixels, fields["preprocess.crop_size"])
+    return preprocess.NORMALIZE[fields["preprocess.normalize"]](cropped)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _LOG_SECONDS = 10.0  # Between plain lines, where the output is no terminal.
 _WINDOW_SECONDS = 20.0  # Over which the rate is taken.
@@ -85,6 +85,53 @@ class Progress:
             f"lanes {now.lanes_busy}/{now.lanes}  {rate:,.0f} trial-steps/s  ETA {eta}  "
             f"diverged {now.diverged}"
         )
+
+
+class Counter:
+    """How many of a number of things are done: a bar in a terminal, plain lines elsewhere.
+
+    A context manager. total: to be set before the first is done   quiet: shows nothing
+    """
+
+    def __init__(self, what: str = "", quiet: bool = False) -> None:
+        self._what, self._quiet = what, quiet
+        self.total = self._done = 0
+        self._begun = self._last_line = time.monotonic()
+        self._bar: Any = None
+
+    def __enter__(self) -> Counter:
+        from rich.console import Console
+        from rich.progress import Progress as Bar
+
+        self._begun = self._last_line = time.monotonic()
+        if not self._quiet and Console().is_terminal:
+            self._bar = Bar(transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task(self._what, total=None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, count: int, part: str) -> None:
+        """So many more are done, of a part that is named."""
+        self._done += count
+        now = time.monotonic()
+        if self._bar is not None:
+            words = f"{self._what}: {part}"
+            self._bar.update(self._task, completed=self._done, total=self.total, description=words)
+        elif not self._quiet and now - self._last_line >= _LOG_SECONDS:
+            self._last_line = now
+            left = (now - self._begun) / self._done * (self.total - self._done)
+            self.say(f"{self._what}: {self._done}/{self.total}, {part}  ETA {_duration(left)}")
+
+    def say(self, line: str) -> None:
+        """Prints a lasting line."""
+        if self._bar is not None:
+            self._bar.console.print(line, highlight=False, markup=False)
+        elif not self._quiet:
+            print(line, flush=True)
 
 
 def _duration(seconds: float) -> str:

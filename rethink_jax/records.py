@@ -3,6 +3,7 @@
 examples.npz          a few training images under each pixel corruption
 run.json              the resolved config and every command that ran here, with versions and devices
 trials.csv            one row per trial: fields, status, final numbers (a view of what follows)
+measures.csv          one row per trial and measure, once it is measured
 trials/<id>/          result.json, curve.csv and network/ of one finished trial, and measures.csv
                       if it was measured along training
 groups/<id>/          checkpoints of a group that is still running
@@ -242,6 +243,31 @@ def load_results(workdir: str | Path) -> Results:
     return Results(
         pd.DataFrame(list(by_id.values())), pd.concat(curves) if curves else pd.DataFrame(), run
     )
+
+
+def load_measures(workdir: str | Path) -> Any:
+    """The numbers in measures.csv as a pandas frame, or None where nothing was measured.
+
+    A row per trial_id, a column per measure in the order of the file; NaN where there is no number.
+
+    Raises:
+      UserError: the file is not a table of measures.
+    """
+    import pandas as pd
+
+    path = Workdir(workdir).path / "measures.csv"
+    if not path.is_file():
+        return None
+    rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if missing := {"trial_id", "measure", "value", "status"} - set(rows.columns):
+        raise UserError(
+            f"{path} is not a table of measures, it has no column {sorted(missing)[0]!r}; move it "
+            "away and run launch.measure again"
+        )
+    rows = rows[rows["status"] == "ok"].drop_duplicates(["trial_id", "measure"], keep="last")
+    rows = rows.assign(value=pd.to_numeric(rows["value"], errors="coerce"))
+    table = rows.pivot(index="trial_id", columns="measure", values="value")
+    return table.where(np.isfinite(table))[list(dict.fromkeys(rows["measure"]))]
 
 
 def load_measures_along(workdir: str | Path) -> Any:

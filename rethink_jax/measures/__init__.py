@@ -13,8 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rethink_jax import models
-from rethink_jax.measures import complexity, jiang, margins, norms, paths
+from rethink_jax import models, streams
+from rethink_jax.measures import (
+    complexity,
+    curvature,
+    flatness,
+    jiang,
+    margins,
+    norms,
+    pac_bayes,
+    paths,
+    sharpness,
+)
 from rethink_jax.measures.subject import Subject
 from rethink_jax.schema import UserError, suggest
 
@@ -27,25 +37,38 @@ FAMILIES: dict[str, dict[str, Measure]] = {
     "paths": paths.MEASURES,
     "complexity": complexity.MEASURES,
     "jiang": jiang.MEASURES,
+    "sharpness": sharpness.MEASURES,
+    "pac_bayes": pac_bayes.MEASURES,
+    "flatness": flatness.MEASURES,
+    "curvature": curvature.MEASURES,
+}
+# Names of several families. Those not in "one_pass" draw random numbers and go over the images
+# hundreds to thousands of times.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "all": tuple(FAMILIES),
+    "one_pass": ("margins", "norms", "paths", "complexity", "jiang"),
 }
 MEASURES: dict[str, Measure] = {k: v for family in FAMILIES.values() for k, v in family.items()}
 
 
 def select(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """The measures of each family that are asked for; "all", and the name of a family, are several.
+    """The measures of each family that are asked for.
+
+    names: of measures, of families, or of groups of families (`GROUPS`)
 
     Raises:
       UserError: no such measure.
     """
     asked: dict[str, None] = {}
-    known = ["all", *FAMILIES, *MEASURES]
+    known = [*GROUPS, *FAMILIES, *MEASURES]
     for name in names:
         if name not in known:
             raise UserError(
                 f"there is no measure {name!r}{suggest(name, known)}; there are the families "
-                f"{', '.join(FAMILIES)}, and all; --list shows every measure"
+                f"{', '.join(FAMILIES)}, and {' and '.join(GROUPS)}; --list shows every measure"
             )
-        asked |= dict.fromkeys(MEASURES if name == "all" else FAMILIES.get(name, (name,)))
+        families = GROUPS.get(name, (name,) if name in FAMILIES else ())
+        asked |= dict.fromkeys([n for f in families for n in FAMILIES[f]] if families else [name])
     chosen = {f: tuple(n for n in own if n in asked) for f, own in FAMILIES.items()}
     return {family: own for family, own in chosen.items() if own}
 
@@ -53,21 +76,34 @@ def select(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
 def refusals(subject: Subject, names: Sequence[str]) -> dict[str, str]:
     """Which of these measures cannot be computed of such a network, and why. Nothing is computed.
 
-    subject: its arrays may be jax.ShapeDtypeStruct.
+    subject: its arrays may be jax.ShapeDtypeStruct; without a key, what draws is refused.
     """
     refused = {}
-    arrays = subject.variables, subject.initial_variables, subject.images_NxHxWxC, subject.labels_N
-    for name in names:
-        try:
-            jax.eval_shape(
-                lambda v, v0, x, y, name=name: MEASURES[name](
-                    Subject(subject.model, v, x, y, v0, subject.key)
-                ),
-                *arrays,
-            )
-        except UserError as error:
-            refused[name] = str(error)
+
+    def try_all(*arrays: Any) -> None:
+        # One trace for all: what they share is traced once.
+        one = _subject(subject.model, *arrays)
+        for name in names:
+            try:
+                MEASURES[name](one)
+            except UserError as error:
+                refused[name] = str(error)
+
+    jax.eval_shape(
+        try_all,
+        subject.images_NxHxWxC,
+        subject.labels_N,
+        subject.variables,
+        subject.initial_variables,
+        subject.key,
+    )
     return refused
+
+
+def _subject(
+    model: models.Model, images: Any, labels: Any, variables: Any, initial: Any, key: Any
+) -> Subject:
+    return Subject(model, variables, images, labels, initial, key)
 
 
 def compute(
@@ -77,13 +113,16 @@ def compute(
     labels: Any,
     initial_variables: models.Variables | None = None,
     names: Iterable[str] = ("all",),
+    seed: int = 0,
 ) -> dict[str, float]:
     """Measures of one network.
 
     Args:
       images: float[N, H, W, C] as the network takes them (cropped, normalized)   labels: int[N]
       initial_variables: as before training; what needs them is left out of a family without them.
-      names: of measures or families.
+      names: of measures, families or groups; "one_pass" leaves out what goes over the images
+        hundreds of times and more.
+      seed: of the random numbers that measures draw.
 
     Returns:
       {measure: value}; a value may be infinite, as a norm by a margin that is not positive is.
@@ -92,18 +131,23 @@ def compute(
       UserError: no such measure, or one that is asked for by its own name cannot be computed.
     """
     names = tuple(names)
-    images, labels = jnp.asarray(images), jnp.asarray(labels, jnp.int32)
-    subject = Subject(model, variables, images, labels, initial_variables)
+    arrays = (
+        jnp.asarray(images),
+        jnp.asarray(labels, jnp.int32),
+        variables,
+        initial_variables,
+        streams.stream(seed, streams.MEASURES),
+    )
     wanted = [name for own in select(names).values() for name in own]
-    refused = refusals(subject, wanted)
+    refused = refusals(_subject(model, *arrays), wanted)
     for name in names:
         if name in refused:
             raise UserError(f"{name}: {refused[name]}")
     possible = tuple(name for name in wanted if name not in refused)
 
-    def all_of(v: Any, v0: Any, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
-        one = Subject(model, v, x, y, v0)
+    def all_of(*arrays: Any) -> dict[str, jax.Array]:
+        one = _subject(model, *arrays)
         return {name: MEASURES[name](one) for name in possible}
 
-    found = jax.jit(all_of)(variables, initial_variables, images, labels)
+    found = jax.jit(all_of)(*arrays)
     return {name: float(np.asarray(value)) for name, value in found.items()}

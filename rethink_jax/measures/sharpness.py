@@ -240,7 +240,7 @@ _in_box = once(box_sharpness)
 
 MEASURES: dict[str, Callable[[Subject], jax.Array]] = {
     "sharpness_increase": lambda subject: _in_box(subject).increase,
-    "sharpness": lambda subject: _in_box(subject).zeta,
+    "sharpness_zeta": lambda subject: _in_box(subject).zeta,
     "sharpness_keskar": lambda subject: _in_box(subject).keskar,
     "sharpness_subspace_keskar": lambda subject: subspace_sharpness(subject).keskar,
     "sharpness_random_search": lambda subject: random_search(subject).zeta,
