@@ -307,27 +307,28 @@ def refusing(monkeypatch):
     def refuse(subject):
         raise UserError("no such thing for this network")
 
-    monkeypatch.setitem(measures.MEASURES, "margin_min", refuse)
+    monkeypatch.setitem(measures.MEASURES, "param_norm", refuse)
 
 
 def test_what_cannot_be_measured_is_refused_by_its_name(refusing, make_config):
-    some = make_config(measure={"every_epochs": 2, "names": ("margins", "margin_min")})
-    with pytest.raises(UserError, match=r"margin_min: no such thing.*network mlp, data digits"):
+    some = make_config(measure={"every_epochs": 2, "names": ("of the curve", "param_norm")})
+    with pytest.raises(UserError, match=r"param_norm: no such thing.*network mlp, data digits"):
         sweep.Sweep(some)
 
 
 def test_what_cannot_be_measured_of_a_family_is_said_and_left_out(
     refusing, make_config, tmp_path, capsys
 ):
-    some = make_config(measure={"every_epochs": 1, "names": ("margins",)})
-    some["sweep"] = {"seed": (0, 1)}
+    """And a trial that diverges where it would be measured has no measures."""
+    some = make_config(measure={"every_epochs": 1, "names": ("of the curve",)})
+    some["sweep"] = {"optimizer": {"learning_rate": (0.1, 1e30)}}
     assert run(some, tmp_path) == 0
-    said = [line for line in capsys.readouterr().out.splitlines() if "margin_min" in line]
+    said = [line for line in capsys.readouterr().out.splitlines() if "param_norm" in line]
     assert len(said) == 1
     assert "is not measured along training of group" in said[0]
     assert "no such thing for this network" in said[0]
-    found = {name for trial_id in texts(tmp_path) for _, name in table_of(tmp_path, trial_id)}
-    assert found == set(measures.FAMILIES["margins"]) - {"margin_min"}
+    (trial_id,) = texts(tmp_path)
+    assert {name for _, name in table_of(tmp_path, trial_id)} == {*AS_IN_CURVE} - {"param_norm"}
 
 
 def test_streamed_images_are_refused(make_config, write_image_folder, tmp_path):
