@@ -342,7 +342,7 @@ def bootstrap(
 ) -> Interval:
     """The percentile interval of a statistic when units are drawn with replacement.
 
-    statistic: counts_DxT, how often each row is in each draw -> [D] numbers, for example
+    statistic: float64 counts_DxT, how often each row is in each draw -> [D] numbers, for example
       lambda counts_DxT: kendall(measure_T, gap_T, counts_T=counts_DxT)
       lambda counts_DxT: [sign_error(..., counts_T=counts_T).mean for counts_T in counts_DxT]
     units_T: the unit of each row; rows of one unit are drawn together: the trial's number, or the
@@ -364,7 +364,7 @@ def bootstrap(
     unit_T = np.array([places[unit] for unit in units_T])
     rng = np.random.Generator(np.random.Philox(seed))
     drawn_DxU = rng.multinomial(len(places), np.full(len(places), 1 / len(places)), size=draws)
-    values_D = np.asarray(statistic(drawn_DxU[:, unit_T]), float)
+    values_D = np.asarray(statistic(drawn_DxU.astype(np.float64)[:, unit_T]), float)
     if values_D.shape != (draws,):
         raise UserError(
             f"the statistic gives {values_D.shape} for {draws} draws; it must give one number each"
@@ -375,5 +375,5 @@ def bootstrap(
             f"the statistic is undefined for all of {draws} draws of {len(places)} units"
         )
     low, high = np.percentile(defined, [50 * (1 - level), 50 * (1 + level)])
-    (whole,) = statistic(np.ones((1, len(unit_T)), int))
+    (whole,) = statistic(np.ones((1, len(unit_T))))
     return Interval(float(whole), float(low), float(high), draws - len(defined))
