@@ -154,10 +154,15 @@ class Trial:
     def __getitem__(self, name: str) -> Any:
         return self._by_name[name]
 
-    @property
+    @functools.cached_property
     def static(self) -> tuple[tuple[str, Any], ...]:
         """The fields that shape the compiled program."""
         return tuple((name, value) for name, value in self.fields if name not in TRACED)
+
+    @functools.cached_property
+    def static_id(self) -> str:
+        """As `trial_id`, of the static fields alone."""
+        return digest(self.static)
 
     @functools.cached_property
     def trial_id(self) -> str:
@@ -205,7 +210,7 @@ def group(
     found: dict[Any, list[Trial]] = {}
     for trial in trials:
         padded = tuple(padded_to(trial).items())
-        static = tuple((dict(trial.static) | dict(padded)).items())
+        static = tuple((dict(trial.static) | dict(padded)).items()) if padded else trial.static
         found.setdefault((static, padded), []).append(trial)
     return [
         Group(tuple(sorted(g, key=_expected_length, reverse=True)), padded)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from rethink_jax import models, optimizers
 from rethink_jax.inputs import AnyDataset, make_spec
 from rethink_jax.lanes import choose_layout
-from rethink_jax.trials import Assignment, Trial, digest
+from rethink_jax.trials import Assignment, Trial
 from rethink_jax.tuning import forward_flops
 
 # As in run.json: {id of a trial's own static fields: fields of the network that it is padded to}.
@@ -28,22 +28,27 @@ Choice = Mapping[str, Mapping[str, Any]]
 
 
 class _Speed(NamedTuple):
-    """What decides how long a group takes, roughly.
+    """What decides how long a group takes, roughly, in seconds.
 
-    compiling: seconds for its programs   step: seconds of a training step of the smallest network
-    flops: of products, per second and device, beyond that
+    compiling: of its programs   drawing: of the program for the first weights of a padded width
+    step: of a training step of the smallest network, on one device
+    flops: per second and device, of what a larger network takes beyond that
     """
 
     compiling: float
+    drawing: float
     step: float
     flops: float
 
 
+# Of the CPU: MLPs on 2 cores of an AMD EPYC, jax 0.10.2. A small sweep takes 3 s more with an empty
+# cache (5.5 s of one core). Steps of 8 to 512 units: 24 to 138 us, digits in batches of 32, and 346
+# to 1,710 us, MNIST in batches of 64, which are 80 to 150 GFLOP/s from 8 units on.
 _SPEEDS = {
-    "cpu": _Speed(3.0, 4e-5, 5e10),
+    "cpu": _Speed(3.0, 0.5, 2.5e-5, 1e11),
     # Not measured. A step is some tens of kernels, each of some microseconds.
-    "gpu": _Speed(5.0, 2e-4, 1e13),
-    "tpu": _Speed(5.0, 2e-4, 1e13),
+    "gpu": _Speed(5.0, 0.5, 2e-4, 1e13),
+    "tpu": _Speed(5.0, 0.5, 2e-4, 1e13),
 }
 # Of a forward pass of the training images: the gradients take two more, evaluation about one.
 _PASSES = 4
@@ -65,7 +70,7 @@ def can_pad(trial: Trial) -> bool:
 
 def padded_to(trial: Trial, choice: Choice) -> Assignment:
     """The fields of the network that a trial's is padded to, by what was chosen; {} for none."""
-    found = choice.get(digest(trial.static), {}) if can_pad(trial) else {}
+    found = choice.get(trial.static_id, {}) if can_pad(trial) else {}
     return {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
 
 
@@ -93,7 +98,7 @@ def choose(
       kept: what was chosen before in this workdir. It holds; only what is new is chosen now.
     """
     choice = dict(kept)
-    for widths in _families(t for t in trials if can_pad(t) and digest(t.static) not in kept):
+    for widths in _families(t for t in trials if can_pad(t) and t.static_id not in kept):
         some = [Width(own[0], len(own), 0.0) for own in widths]
         if settings["engine.pad_widths"] == "off" or len(some) == 1:
             classes = [[w] for w in some]
@@ -103,7 +108,7 @@ def choose(
             fields = models.widths(together[-1].trial["model.name"])
             widest = {f"model.{k}": together[-1].trial[f"model.{k}"] for k in fields}
             for width in together:
-                choice[digest(width.trial.static)] = widest if len(together) > 1 else {}
+                choice[width.trial.static_id] = widest if len(together) > 1 else {}
     return choice
 
 
@@ -115,9 +120,9 @@ def _classes(
     specs = [make_spec([w.trial], dataset, 1) for w in widths]
     widths = [w._replace(flops=forward_flops(s)) for w, s in zip(widths, specs, strict=True)]
     if settings["engine.pad_widths"] == "on":
-        return partition(widths, lambda *_: 1.0)
+        return partition(widths, lambda _: 1.0)
     steps = specs[0].steps_per_epoch * widths[0].trial["stop.max_epochs"]
-    return partition(widths, lambda w, count: seconds(w.flops, steps, count, settings))
+    return partition(widths, lambda together: seconds(together, steps, settings))
 
 
 def _families(trials: Iterable[Trial]) -> list[list[list[Trial]]]:
@@ -143,30 +148,33 @@ def _holds(large: Trial, small: Trial) -> bool:
     return all(m >= n for ms, ns in pairs for m, n in zip(ms, ns, strict=True))
 
 
-def seconds(flops: float, steps: int, count: int, settings: Mapping[str, Any]) -> float:
-    """What it takes to compile and run a group, roughly: all trials to their last epoch.
+def seconds(together: Sequence[Width], steps: int, settings: Mapping[str, Any]) -> float:
+    """What it takes to compile and run widths padded to the last one, roughly.
 
     Args:
-      flops: of a forward pass of a batch   steps: of one trial   count: of trials
+      steps: of one trial, if it goes on to its last epoch.
     """
+    count, flops = sum(w.count for w in together), together[-1].flops
     layout = choose_layout(dict(settings), count)
     speed = _SPEEDS.get(layout.devices[0].platform, _SPEEDS["gpu"])
-    # Lanes that a device runs together, all for the time of one step if the network is small.
-    together = layout.per_device if layout.batching == "vmap" else 1
-    rounds = math.ceil(count / (len(layout.devices) * together))
-    return speed.compiling + rounds * steps * (
-        speed.step + together * _PASSES * flops / speed.flops
-    )
+    drawing = speed.drawing * len(together) if len(together) > 1 else 0.0
+    # Lanes that a device runs at once. A lane or a device that is idle makes no round shorter.
+    at_once = layout.per_device if layout.batching == "vmap" else 1
+    rounds = math.ceil(count / (len(layout.devices) * at_once))
+    step = speed.step + at_once * _PASSES * flops / speed.flops
+    return speed.compiling + drawing + rounds * steps * step
 
 
-def partition(widths: Sequence[Width], cost: Callable[[Width, int], float]) -> list[list[Width]]:
+def partition(
+    widths: Sequence[Width], cost: Callable[[Sequence[Width]], float]
+) -> list[list[Width]]:
     """The cheapest way to run widths of one family; each class runs as its last, its widest one.
 
     Of the widths in the order of their work, neighbours share a class, and only where the widest
     one holds all others: (64, 32) and (32, 64) never do.
 
     Args:
-      cost: of a program for one width that runs so many trials.
+      cost: of running some widths in one program, the widest one last.
     """
     order = sorted(widths, key=lambda w: (w.flops, str(w.trial.static)))
     # best[j]: the least cost of the first j widths, and where the last class of these begins.
@@ -176,8 +184,7 @@ def partition(widths: Sequence[Width], cost: Callable[[Width, int], float]) -> l
         for i in range(j - 1, -1, -1):
             if not _holds(widest.trial, order[i].trial):
                 break
-            count = sum(w.count for w in order[i:j])
-            ways.append((best[i][0] + cost(widest, count), i))
+            ways.append((best[i][0] + cost(order[i:j]), i))
         best.append(min(ways))
     classes = []
     end = len(order)

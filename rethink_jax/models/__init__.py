@@ -94,8 +94,18 @@ def widths(name: str) -> tuple[str, ...]:
     all else is as without them. That does not hold where what is computed depends on the
     shape of a layer: the masks of dropout (a trial with dropout is never padded), batch norm over
     the units, an initializer (drawn for the own shape, then padded).
+
+    Raises:
+      UserError: the network names a field that it does not have, or that holds no numbers.
     """
-    return getattr(MODELS[name], "widths", ())
+    named, fields = getattr(MODELS[name], "widths", ()), fields_of(name)
+    for width in named:
+        if width not in fields or int not in (fields[width].kind, fields[width].each):
+            raise UserError(
+                f"the network {name!r} names {width!r} in `widths`; it needs a field that is a "
+                f"whole number, or a tuple of them ({', '.join(fields)}). Take the name out"
+            )
+    return tuple(named)
 
 
 def has_dropout(name: str, **attributes: Any) -> bool:
