@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -275,6 +276,40 @@ def test_the_setting_may_change_between_runs(make_config, whole, without, tmp_pa
     assert len(found) > 0
     assert all(all_rows[trial_id].startswith(text) for trial_id, text in found.items())
     assert found != all_rows
+
+
+def test_padded_networks_are_measured_as_their_own(make_config, tmp_path, monkeypatch):
+    """Two widths in one program, of which one has a measure that the other has not."""
+
+    def only_narrow(subject):
+        if subject.params["Dense_1"]["kernel"].shape[0] > 6:
+            raise UserError("too wide")
+        return jnp.float32(1)
+
+    def sizes(subject):
+        return sum(a.size for a in jax.tree.leaves((subject.params, subject.initial_variables)))
+
+    own = {"sizes": sizes, "only_narrow": only_narrow}
+    monkeypatch.setitem(measures.FAMILIES, "own", own)
+    for name, function in own.items():
+        monkeypatch.setitem(measures.MEASURES, name, function)
+    some = make_config(sweep={"seed": (0, 1), "model": {"hidden": ((5,), (8,))}})
+    some["engine"]["pad_widths"] = "on"
+    some["measure"] = {"every_epochs": EVERY, "names": (*AS_IN_CURVE, "own")}
+    padded = sweep.Sweep(some)
+    assert sweep.run(padded, tmp_path, ["test"]) == 0
+    assert len(padded.groups) == 1
+    curves = rethink_jax.load_results(tmp_path).curves.set_index(["trial_id", "epoch"])
+    assert len(texts(tmp_path)) == 4
+    for trial_id, result in records.Workdir(tmp_path).finished().items():
+        rows = table_of(tmp_path, trial_id)
+        narrow = result["trial"]["model"]["hidden"] == [5]
+        assert {name for _, name in rows} == {*AS_IN_CURVE, "sizes", *["only_narrow"] * narrow}
+        for (epoch, name), value in rows.items():
+            if name in AS_IN_CURVE:
+                assert value == pytest.approx(curves.loc[(trial_id, epoch), name], rel=1e-5)
+            elif name == "sizes":
+                assert value == 2 * result["num_params"]
 
 
 # --- mistakes -------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ def config(small_trial):
                 "wider": {"model": {"hidden": ((12,),)}},
             }
         },
-        "engine": {"devices": 1, "lanes": 2, "epochs_per_dispatch": 1},
+        "engine": {"devices": 1, "lanes": 2, "epochs_per_dispatch": 1, "pad_widths": "off"},
     }
 
 
