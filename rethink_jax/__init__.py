@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "UserError": "rethink_jax.schema",
     "default_config": "rethink_jax.config",
+    "load_measures_along": "rethink_jax.records",
     "load_results": "rethink_jax.records",
     "load_trial": "rethink_jax.checkpoint",
     "network": "rethink_jax.config",

@@ -56,6 +56,12 @@ SETTINGS: dict[str, Field] = {
     "evaluate.every_epochs": Field(
         int, 1, "epochs between full evaluations (the last one is always evaluated)", low=1
     ),
+    "measure.every_epochs": Field(
+        int, 0, "epochs between measures along training (and after the last one); 0: none", low=0
+    ),
+    "measure.names": Field(
+        tuple, ("margins", "norms"), "measures, or families of them, along training", each=str
+    ),
     "checkpoint.keep": Field(str, "final", "finished networks to keep", choices=("final", "none")),
     "checkpoint.every_seconds": Field(float, 60.0, "between checkpoints of running trials", low=0),
     "data_files.dir": Field(

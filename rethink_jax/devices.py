@@ -27,6 +27,9 @@ def setup() -> None:
         if name not in flags:
             flags += f" {name}={value}"
     os.environ["XLA_FLAGS"] = flags.strip()
+    # Singular values are computed by scipy's library, whose threads on all cores would be in the
+    # way of the other devices, and of each other (BUILD_NOTES.md). It looks when it is loaded.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Compiled programs are kept between runs; on a GPU, by jax's default, also what it autotunes.
     # The folder can be moved or, set empty, turned off.
     cache = os.path.join(os.path.expanduser("~"), ".cache", "rethink_jax", "xla")

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from rethink_jax import inputs as trial_inputs
-from rethink_jax import memory, step, train
+from rethink_jax import measuring_along, memory, step, train
 from rethink_jax.choices import BY_RULE, Choices
 from rethink_jax.data.dataset import Dataset
 from rethink_jax.lanes import (
@@ -33,6 +33,7 @@ from rethink_jax.lanes import (
     shared_sharding,
     snapshot,
 )
+from rethink_jax.measuring_along import Along
 from rethink_jax.trials import Group, Trial
 
 __all__ = ("Finished", "GroupRun", "Layout", "Programs", "choose_layout", "over_lanes")
@@ -49,19 +50,43 @@ class Report(NamedTuple):
     epoch: Any
 
 
+class Dispatch(NamedTuple):
+    """One that the host has not read yet.
+
+    report: as it ends   epochs: its length   lanes: the trials in them
+    due_L: after which epoch each is measured then, or 0   measured: {measure: value_L}, or None
+    """
+
+    report: Report
+    epochs: int
+    lanes: tuple[Trial | None, ...]
+    due_L: np.ndarray
+    measured: dict[str, Any] | None
+
+
 class Programs(LanePrograms):
     """The compiled programs of a group on one layout.
 
     start: (inputs_L, fresh_L, state_L) -> state_L, with fresh lanes at their trial's beginning
     advance: (data, epochs, inputs_L, state_L) -> (state_L, report_L), up to `epochs` further
-    Both are compiled ahead for these very shapes, so no refill can compile anything. Both consume
-    the state that they are given.
+    measure: (data, inputs_L, due_L, state_L) -> {measure: value_L}; only with names of measures
+    All are compiled ahead for these very shapes, so no refill can compile anything. The first two
+    consume the state that they are given.
     """
 
     NAMES = "start", "advance"
 
-    def __init__(self, spec: step.Spec, layout: Layout, data: Any, one_input: train.Inputs):
-        self._data, self._one_input = data, one_input
+    def __init__(
+        self,
+        spec: step.Spec,
+        layout: Layout,
+        data: Any,
+        one_input: train.Inputs,
+        measures: tuple[str, ...] = (),
+    ):
+        self._data, self._one_input, self._measures = data, one_input, measures
+        if measures:
+            self.NAMES = (*self.NAMES, "measure")
         self._one_state = jax.eval_shape(lambda i: train.init_trial(spec, i), one_input)
         super().__init__(spec, layout, self._one_state)
 
@@ -87,10 +112,23 @@ class Programs(LanePrograms):
         shared = [self._data, np.int32()]
         return self.compiled(advance, shared, self._one_input, self._one_state)
 
+    @functools.cached_property
+    def measure(self) -> Any:
+        spec, names = self._spec, self._measures
+
+        def measure(data: train.Data, inputs: train.Inputs, due: jax.Array, state: Any) -> Any:
+            return measuring_along.measure(spec, names, data, inputs, due, state)
+
+        # One network after another: each needs memory for all of its images, and only those that
+        # are due take time.
+        own = self._one_input, np.int32(), self._one_state
+        return self.compiled(measure, [self._data], *own, batching="map", consume=False)
+
     @property
     def memory_bytes(self) -> int:
         """What one device needs, with the images, and the networks that wait to be written."""
-        return memory.program_bytes(self.advance) + self.waiting_bytes
+        programs = [self.advance, *([self.measure] if self._measures else [])]
+        return max(map(memory.program_bytes, programs)) + self.waiting_bytes
 
 
 class GroupRun(LaneRun):
@@ -115,7 +153,9 @@ class GroupRun(LaneRun):
         shared, limit = shared_sharding(self.layout), memory.limit_of(self.layout.devices)
         most = image_bytes if limit is None else min(image_bytes, limit // 2)
         self._images = trial_inputs.ImageStore(dataset, specs, most, shared)
-        self._pending: tuple[Report, int, tuple[Trial | None, ...]] | None = None
+        every, last = settings["measure.every_epochs"], group.static["stop.max_epochs"]
+        self._along = Along(every, settings["measure.names"], last)
+        self._pending: Dispatch | None = None
         self._epochs_per_dispatch = settings["engine.epochs_per_dispatch"] or 1
         self._last_collected = time.monotonic()
 
@@ -144,29 +184,31 @@ class GroupRun(LaneRun):
         if restored:
             saved, meta = restored
             self._take_up(state_L, saved, meta["lanes"], saved.epoch)
+            self._along.restore(self.lanes, meta.get("measured", {}))
         self._state = self.programs.put(state_L)
         self._inputs = self.programs.put(self._inputs_L)
         self._refill()
+        if self._along.due_L(self.lanes, self._begun(), 0).any():
+            # The checkpoint was made before what was measured at its epoch could be read.
+            self._dispatch(0)
 
     def step(self) -> None:
         """Dispatches some epochs of all lanes; then attends to what the one before finished."""
-        epochs = self._epochs_per_dispatch
-        self._state, report = self.programs.advance(
-            self._images.data, np.int32(epochs), self._inputs, self._state
-        )
-        previous, self._pending = self._pending, (report, epochs, tuple(self.lanes))
+        previous = self._pending
+        self._dispatch(self._along.until_due(self._epochs_per_dispatch, self._begun()))
         if previous is not None:
-            self._collect(*previous)
+            self._collect(previous)
 
     def checkpoint(self) -> tuple[train.TrialState, dict[str, Any]]:
         """The state of all lanes and which trials they hold, for `GroupCheckpoint.save`."""
         meta = {"lanes": self._lane_ids(), "layout": self.chosen.describe()}
-        return snapshot(self._state), meta
+        return snapshot(self._state), meta | {"measured": self._along.to_json(self.lanes)}
 
     # --- inside -----------------------------------------------------------------------------------
 
     def _make_programs(self, layout: Layout) -> Programs:
-        return Programs(self.spec, layout, self._images.struct, self._one_input)
+        struct, names = self._images.struct, self._along.names
+        return Programs(self.spec, layout, struct, self._one_input, names)
 
     def _holds_all(self, meta: dict[str, Any]) -> bool:
         known = meta["layout"] == self.chosen.describe()
@@ -193,21 +235,55 @@ class GroupRun(LaneRun):
             self._inputs = self.programs.put(self._inputs_L)
             self._state = self.programs.start(self._inputs, self.programs.put(fresh_L), self._state)
 
-    def _collect(self, report: Report, epochs: int, lanes: tuple[Trial | None, ...]) -> None:
-        status_L, epoch_L = jax.device_get((report.status, report.epoch))
-        self._tune_dispatch(epochs)
-        for row, trial in enumerate(lanes):
+    def _begun(self) -> dict[Trial, int]:
+        """By trial in a lane: epochs done once all is that was dispatched, if it is not fitted."""
+        sent = self._pending
+        ahead = dict.fromkeys(sent.lanes, sent.epochs) if sent else {}
+        return {t: int(self.epochs_of[t]) + ahead.get(t, 0) for t in self.lanes if t is not None}
+
+    def _dispatch(self, epochs: int) -> None:
+        self._state, report = self.programs.advance(
+            self._images.data, np.int32(epochs), self._inputs, self._state
+        )
+        due_L = self._along.due_L(self.lanes, self._begun(), epochs)
+        measured = self._measure(due_L)
+        self._pending = Dispatch(report, epochs, tuple(self.lanes), due_L, measured)
+
+    def _measure(self, due_L: np.ndarray) -> dict[str, jax.Array] | None:
+        if not due_L.any():
+            return None
+        due_L = self.programs.put(due_L)
+        return self.programs.measure(self._images.data, self._inputs, due_L, self._state)
+
+    def _collect(self, sent: Dispatch) -> None:
+        status_L, epoch_L, measured = jax.device_get((*sent.report, sent.measured))
+        self._tune_dispatch(sent.epochs)
+        ended: dict[Trial, int] = {}
+        for row, trial in enumerate(sent.lanes):
             if trial is None or trial not in self.lanes:
                 continue  # Idle, or already collected when this was dispatched.
             self.epochs_of[trial] = int(epoch_L[row])
+            if 0 < sent.due_L[row] == epoch_L[row] and status_L[row] != train.DIVERGED:
+                self._along.note(trial, int(epoch_L[row]), {n: v[row] for n, v in measured.items()})
             if status_L[row] != train.RUNNING:
-                lane = self.lanes.index(trial)
-                # It stands still in the dispatch that runs now, so the state then is its last.
-                self._finish(lane, self.programs.lane(self._state, lane))
+                ended[trial] = int(status_L[row])
+        self._end(ended)
         if self.waiting:
             self._refill()
         else:
             self._repack()
+
+    def _end(self, ended: dict[Trial, int]) -> None:
+        """Hands over trials that have ended, each with its status."""
+        last = {t: int(self.epochs_of[t]) for t, s in ended.items() if s != train.DIVERGED}
+        late_L = self._along.unmeasured_L(self.lanes, last)
+        # They stand still in the dispatch that runs now, so the state then is their last.
+        measured = self._measure(late_L)
+        for trial in ended:
+            lane = self.lanes.index(trial)
+            if late_L[lane]:
+                self._along.note(trial, last[trial], self.programs.lane(measured, lane))
+            self._finish(lane, self.programs.lane(self._state, lane), self._along.pop(trial))
 
     def _tune_dispatch(self, epochs: int) -> None:
         """Lengthens or shortens the next dispatch towards a quarter of a second."""
@@ -215,7 +291,9 @@ class GroupRun(LaneRun):
         seconds, self._last_collected = now - self._last_collected, now
         if not self._settings["engine.epochs_per_dispatch"]:
             wanted = int(_DISPATCH_SECONDS * epochs / max(seconds, 1e-6))
-            self._epochs_per_dispatch = min(max(wanted, 1), 2 * epochs, _MAX_EPOCHS_PER_DISPATCH)
+            self._epochs_per_dispatch = min(
+                max(wanted, 1), max(2 * epochs, 1), _MAX_EPOCHS_PER_DISPATCH
+            )
 
     def _repack(self) -> None:
         """With no trial waiting, gives the remaining ones a tighter place.

@@ -140,17 +140,27 @@ class LanePrograms:
         for name in self.NAMES:
             getattr(self, name)
 
-    def compiled(self, fn: Callable[..., Any], shared_args: Any, *own_args: Any) -> Any:
+    def compiled(
+        self,
+        fn: Callable[..., Any],
+        shared_args: Any,
+        *own_args: Any,
+        batching: str | None = None,
+        consume: bool = True,
+    ) -> Any:
         """A function of one trial, compiled ahead for these very shapes and for all lanes.
 
         Args:
-          fn: of the shared arguments, then of those of one trial; it consumes the last one.
+          fn: of the shared arguments, then of those of one trial.
           shared_args, own_args: what the arguments look like, those of one trial without L.
+          batching: over the lanes of a device; None: as the layout says.
+          consume: the last argument goes into the result, and is gone.
         """
         own = [_struct(a, self._lane_sharding, (self.layout.lanes,)) for a in own_args]
         args = [*_struct(shared_args, self.shared), *own]
-        lifted = over_lanes(fn, self.layout, len(shared_args))
-        program = jax.jit(lifted, donate_argnums=len(args) - 1)
+        layout = dataclasses.replace(self.layout, batching=batching or self.layout.batching)
+        lifted = over_lanes(fn, layout, len(shared_args))
+        program = jax.jit(lifted, donate_argnums=(len(args) - 1,) if consume else ())
         with jax.default_matmul_precision(self._spec.fields["matmul_precision"]):
             return program.lower(*args).compile()
 
@@ -210,12 +220,14 @@ class Finished(NamedTuple):
     """A trial that is done; the arrays of its state may still be on their way from the device.
 
     label_noise: fraction of labels that differ from the true ones, of training and of test set
+    measured: along training, {epoch: {measure: value}}
     own: of a group whose networks are padded; else None
     """
 
     trial: Trial
     state: train.TrialState
     label_noise: tuple[float, float]
+    measured: dict[int, dict[str, Any]]
     own: OwnNetworks | None = None
 
     def fetch(self) -> train.TrialState:
@@ -382,11 +394,12 @@ class LaneRun:
             copy_lane(state_L, own, saved_L, row)
             self.epochs_of[trial] = int(epoch_L[row])
 
-    def _finish(self, lane: int, state: train.TrialState) -> None:
+    def _finish(self, lane: int, state: train.TrialState, measured: Any = None) -> None:
         """Hands over the trial of a lane, which is free then."""
         trial = self.lanes[lane]
         assert trial is not None
-        self._on_finished(Finished(trial, state, self._noise[trial], self._own))
+        measured = measured or {}
+        self._on_finished(Finished(trial, state, self._noise[trial], measured, self._own))
         self.lanes[lane] = None
 
     def _busy_on(self, device: int) -> int:

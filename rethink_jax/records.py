@@ -3,7 +3,9 @@
 examples.npz          a few training images under each pixel corruption
 run.json              the resolved config and every command that ran here, with versions and devices
 trials.csv            one row per trial: fields, status, final numbers (a view of what follows)
-trials/<id>/          result.json, curve.csv and network/ of one finished trial
+measures.csv          one row per trial and measure, once it is measured
+trials/<id>/          result.json, curve.csv and network/ of one finished trial, and measures.csv
+                      if it was measured along training
 groups/<id>/          checkpoints of a group that is still running
 
 A trial is finished once its result.json is there; it is written last, by an atomic rename. Every
@@ -30,6 +32,8 @@ FORMAT = 1  # Of the workdir. A reader refuses others.
 _BEFORE = ("trial_id", "group_id", "status", "stop_reason")
 _AFTER = ("label_noise", "test_label_noise", "num_params", "steps_per_epoch", "epochs",
           "epochs_to_fit", "steps_to_fit")  # fmt: skip
+# Columns of the measures.csv of a trial.
+MEASURED = ("epoch", "measure", "value")
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -50,6 +54,11 @@ def write_atomically(path: Path, text: str) -> None:
 def short_float(value: Any) -> float | None:
     """A float32 as the shortest decimal that gives it back; None for NaN and infinities."""
     return float(str(np.float32(value))) if np.isfinite(value) else None
+
+
+def exact_text(value: Any) -> str:
+    """A float32 as the shortest text that gives it back; also inf and nan."""
+    return str(np.float32(value))
 
 
 class Workdir:
@@ -139,6 +148,15 @@ class Workdir:
             writer.writerow([epoch, *(short_float(v) for v in row)])
         write_atomically(self.trial_dir(trial_id) / "curve.csv", rows.getvalue())
 
+    def write_measures(self, trial_id: str, rows: dict[int, dict[str, Any]]) -> None:
+        """Writes measures.csv of {epoch: {measure: value}}: one row per epoch and measure."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(MEASURED)
+        for epoch, values in sorted(rows.items()):
+            writer.writerows([epoch, name, exact_text(v)] for name, v in values.items())
+        write_atomically(self.trial_dir(trial_id) / "measures.csv", text.getvalue())
+
     def write_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Marks the trial as finished: call it last."""
         text = json.dumps(result, indent=1, allow_nan=False)
@@ -208,16 +226,7 @@ def load_results(workdir: str | Path) -> Results:
     Raises:
       UserError: not a workdir, or pandas is missing.
     """
-    try:
-        import pandas as pd
-    except ImportError as error:
-        raise UserError(
-            "load_results needs pandas; install it with: pip install 'rethink_jax[report]'"
-        ) from error
-    directory = Workdir(workdir)
-    run = directory.header()
-    if run is None:
-        raise UserError(f"{workdir} is not a workdir: it has no run.json")
+    pd, directory, run = _opened(workdir, "load_results")
     finished = directory.finished()
     # In the order of trials.csv, which is the config's; what finished since it was written, last.
     table = directory.path / "trials.csv"
@@ -234,3 +243,64 @@ def load_results(workdir: str | Path) -> Results:
     return Results(
         pd.DataFrame(list(by_id.values())), pd.concat(curves) if curves else pd.DataFrame(), run
     )
+
+
+def load_measures(workdir: str | Path) -> Any:
+    """The numbers in measures.csv as a pandas frame, or None where nothing was measured.
+
+    A row per trial_id, a column per measure in the order of the file; NaN where there is no number.
+
+    Raises:
+      UserError: the file is not a table of measures.
+    """
+    import pandas as pd
+
+    path = Workdir(workdir).path / "measures.csv"
+    if not path.is_file():
+        return None
+    rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if missing := {"trial_id", "measure", "value", "status"} - set(rows.columns):
+        raise UserError(
+            f"{path} is not a table of measures, it has no column {sorted(missing)[0]!r}; move it "
+            "away and run launch.measure again"
+        )
+    rows = rows[rows["status"] == "ok"].drop_duplicates(["trial_id", "measure"], keep="last")
+    rows = rows.assign(value=pd.to_numeric(rows["value"], errors="coerce"))
+    table = rows.pivot(index="trial_id", columns="measure", values="value")
+    return table.where(np.isfinite(table))[list(dict.fromkeys(rows["measure"]))]
+
+
+def load_measures_along(workdir: str | Path) -> Any:
+    """What was measured along training, of all finished trials: a pandas frame.
+
+    Returns:
+      one row per trial, epoch (from 1) and measure: trial_id, epoch, measure, value (which may be
+      infinite or NaN); no rows if `measure.every_epochs` was 0.
+
+    Raises:
+      UserError: not a workdir, or pandas is missing.
+    """
+    pd, directory, _ = _opened(workdir, "load_measures_along")
+    found = [pd.DataFrame(columns=["trial_id", *MEASURED])]
+    for trial_id in directory.finished():
+        path = directory.trial_dir(trial_id) / "measures.csv"
+        if path.is_file():
+            own = pd.read_csv(path, dtype={"value": np.float32})
+            own.insert(0, "trial_id", trial_id)
+            found.append(own)
+    return pd.concat(found[1:] or found, ignore_index=True)
+
+
+def _opened(workdir: str | Path, what: str) -> tuple[Any, Workdir, dict[str, Any]]:
+    """pandas, the workdir and its header."""
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise UserError(
+            f"{what} needs pandas; install it with: pip install 'rethink_jax[report]'"
+        ) from error
+    directory = Workdir(workdir)
+    run = directory.header()
+    if run is None:
+        raise UserError(f"{workdir} is not a workdir: it has no run.json")
+    return pd, directory, run

@@ -265,5 +265,7 @@ class Runner:
             variables = {"params": state.params, **state.model_state}
             save_network(self._workdir.trial_dir(trial.trial_id) / "network", variables)
         self._workdir.write_curve(trial.trial_id, train.CURVE, curve)
+        if finished.measured:
+            self._workdir.write_measures(trial.trial_id, jax.device_get(finished.measured))
         self._workdir.write_result(trial.trial_id, result)
         self._finished[trial.trial_id] = result

@@ -192,6 +192,15 @@ def training_images(
     return images_BxHxWxC
 
 
+def evaluation_images(spec: Spec, images_BxHxWxC: jax.Array) -> jax.Array:
+    """A batch as the network takes it in evaluation: its central crop, normalized.
+
+    images_BxHxWxC: float32 as stored, in units of 255 grey levels
+    """
+    crop = spec.fields["preprocess.crop_size"]
+    return _normalized(spec, preprocess.central_crop(images_BxHxWxC, crop))
+
+
 def _normalized(spec: Spec, images_BxHxWxC: jax.Array) -> jax.Array:
     return preprocess.NORMALIZE[spec.fields["preprocess.normalize"]](images_BxHxWxC)
 
@@ -219,8 +228,7 @@ def score_batch(
     Args:
       images_BxHxWxC: float32 as stored, before crop and normalization, in units of 255 grey levels.
     """
-    crop = spec.fields["preprocess.crop_size"]
-    images_BxHxWxC = _normalized(spec, preprocess.central_crop(images_BxHxWxC, crop))
+    images_BxHxWxC = evaluation_images(spec, images_BxHxWxC)
     logits_BxY = spec.model.apply(variables, images_BxHxWxC, False).logits_BxY
     sums = []
     for labels_B in labels:

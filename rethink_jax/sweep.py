@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rethink_jax import config as config_lib
-from rethink_jax import header, records, trials, widths
+from rethink_jax import header, measuring_along, records, trials, widths
 from rethink_jax import inputs as trial_inputs
 from rethink_jax.choices import BY_RULE, Choices
 from rethink_jax.cli import EXIT_OK
@@ -34,6 +34,7 @@ class Sweep:
     """A config, resolved and checked: its trials, groups, data and settings.
 
     all_trials: of the whole config   trials: those that `config.only` selects, in groups
+    along: what is measured along the training of each group
     widths: which networks are padded to which (see `widths`); none before `pad`
 
     Raises:
@@ -48,6 +49,7 @@ class Sweep:
             )
         self.settings = config_lib.settings(self.config)
         self.all_trials = trials.expand(self.config)
+        widths.check(self.settings)
         self.trials = trials.select(self.all_trials, self.settings["only"])
         self.widths: widths.Choice = {}
         self.groups = trials.group(self.trials)
@@ -63,9 +65,12 @@ class Sweep:
             self._datasets[_beside_model(group.trials[0])] = trial_inputs.trial_dataset(
                 full, fields
             )
+        self.along: dict[str, measuring_along.Plan] = {}
         for group in self.groups:
             spec = trial_inputs.make_spec(group.trials, self.dataset_of(group), 1)
             trial_inputs.check_decay(group.trials, spec)
+            dataset = self.dataset_of(group)
+            self.along[group.group_id] = measuring_along.plan(self.settings, spec, dataset)
 
     def pad(self, kept: widths.Choice) -> None:
         """Puts networks of several widths into one group, as was chosen in the workdir or is now.
@@ -78,6 +83,9 @@ class Sweep:
         of_trial = lambda t: self._datasets[_beside_model(t)]  # noqa: E731
         self.widths = chosen = widths.choose(some, of_trial, self.settings, kept)
         self.groups = trials.group(self.trials, lambda t: widths.padded_to(t, chosen))
+        # Where anything is measured along training, nothing is padded.
+        nothing = measuring_along.Plan((), {})
+        self.along |= {g.group_id: nothing for g in self.groups if g.padded_to}
 
     def dataset_of(self, group: Group) -> AnyDataset:
         """The images that a group's trials are trained on."""
@@ -95,6 +103,7 @@ class Sweep:
         """The group, ready to begin; with so many lanes, if not as the settings say."""
         dataset = self.dataset_of(group)
         settings = self.settings | ({"engine.lanes": lanes} if lanes else {})
+        settings["measure.names"] = self.along[group.group_id].names
         if isinstance(dataset, StreamedDataset):
             return StreamRun(group, dataset, settings, on_finished, choices=choices)
         return GroupRun(group, dataset, settings, on_finished, choices=choices)
@@ -194,6 +203,8 @@ def _run(sweep: Sweep, workdir: records.Workdir, command: list[str]) -> int:
     begun = time.monotonic()
     with Progress() as progress, _signals() as signals:
         progress.say(f"{_counted(sweep)}, {len(sweep.trials) - len(todo)} done, {len(todo)} to run")
+        for line in measuring_along.notes(sweep.along):
+            progress.say(line)
         for name, dataset in sweep.datasets.items():
             if sources.differs_from_published(dataset):
                 progress.say(f"note: {dataset.origin} does not hold the published {name} images")

@@ -8,6 +8,8 @@ os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=4 --xla_cpu_multi_thread_eigen=false"
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
+# As commands do: threads of the library behind singular values would be in each other's way.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 # Shared by the tests of this session, its worker processes and the commands that they start.
 if "PYTEST_XDIST_WORKER" not in os.environ:

@@ -40,6 +40,11 @@ def test_each_core_is_a_device_with_one_thread(environment):
     assert "--xla_cpu_multi_thread_eigen=false" in flags
 
 
+def test_threads_of_linear_algebra_are_one_unless_the_user_says(environment):
+    assert environment()["OPENBLAS_NUM_THREADS"] == "1"
+    assert environment(OPENBLAS_NUM_THREADS="4")["OPENBLAS_NUM_THREADS"] == "4"
+
+
 def test_flags_of_the_user_stay(environment):
     given = "--xla_force_host_platform_device_count=7 --xla_dump_to=x"
     flags = environment(XLA_FLAGS=given)["XLA_FLAGS"]

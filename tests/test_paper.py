@@ -90,9 +90,10 @@ def test_what_is_inferred_is_not_given_as_printed():
 
 # What a trial may have otherwise and still be the same row: how it was trained, and what the paper
 # leaves open. Every other field belongs to a row, or to none.
-FREE = ("seed", "batch_size", "matmul_precision", "compute_dtype", "data.balanced", "data.seed",
-        "data.image_size", "corruption.pixel_fraction", "corruption.pixel_strength",
-        "corruption.seed")  # fmt: skip
+# (A confusion set, and balanced classes, go with a subset, which is no row.)
+FREE = ("seed", "batch_size", "matmul_precision", "compute_dtype", "data.balanced",
+        "data.num_confusion", "data.seed", "data.image_size", "corruption.pixel_fraction",
+        "corruption.pixel_strength", "corruption.seed")  # fmt: skip
 OTHERWISE = {
     "data.name": "mnist",
     "data.num_train": 1000,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rethink_jax import paper, records, report, train, trials
-from rethink_jax.report import figures, hidden_units, series, tables
+from rethink_jax.report import figures, series, tables
 from rethink_jax.schema import UserError, nest
 
 CIFAR_MLP = {
@@ -57,7 +57,7 @@ def made_workdir(path, nested_trials, results, name="cifar10"):
             "config": {"trial": {"note": "<script>alert(1)</script>"}},
             "config_sha256": "0" * 64,
             "fixed_fields": {},
-            "data": {name: {"classes": [str(c) for c in range(10)]}},
+            "data": {name: {"classes": [str(c) for c in range(10)], "test": 10_000}},
             "runs": [{"seconds": 7.0, "cpu": {"cores": 2, "model": "x"}, "devices": ["cpu:0 cpu"]}],
         }
     )
@@ -446,8 +446,7 @@ def test_figures_of_several_networks(full):
 def drawn(figure_of, lines, monkeypatch):
     """The figure's axes, before it is turned to bytes."""
     kept = []
-    for module in (figures, hidden_units):
-        monkeypatch.setattr(module, "png", lambda figure: kept.append(figure) or b"")
+    monkeypatch.setattr(figures, "png", lambda figure: kept.append(figure) or b"")
     figure_of(lines)
     monkeypatch.undo()
     return kept[0].axes
@@ -518,32 +517,3 @@ def test_figure_2a_stands_beside_inception_v3_on_imagenet(tmp_path, monkeypatch)
         assert list(papers.get_xdata()) == list(published.x)
     augmented = list(paper.fig2a("all regularizers", "test").value)
     assert augmented not in [list(x.get_ydata()) for x in axis.lines]
-
-
-def test_hidden_units_beside_figure_4_of_neyshabur(tmp_path, monkeypatch):
-    def shown(folder, data, **more):
-        nested = [
-            {"seed": seed, "data": {"name": data}, "model": {"name": "mlp", "hidden": (width,)}}
-            | more
-            for width in (32, 8, 128)
-            for seed in SEEDS
-        ]
-        results = [one() for _ in nested]
-        for i, result in enumerate(results):
-            result["final"] = result["final"] | {"test_accuracy": 0.9 + 0.01 * (i % 3)}
-        made_workdir(folder, nested, results, name=data)
-        found = records.load_results(folder)
-        return series.lines(found.trials, found)
-
-    (axis,) = drawn(hidden_units.errors, shown(tmp_path / "a", "mnist"), monkeypatch)
-    ours = next(x for x in axis.lines if x.get_label() == "test")
-    assert list(ours.get_xdata()) == [8, 32, 128]
-    np.testing.assert_allclose(ours.get_ydata(), 0.09)
-    theirs = next(x for x in axis.lines if x.get_label().startswith("test, Neyshabur"))
-    assert list(theirs.get_xdata()) == [2**k for k in range(3, 14)]
-    assert theirs.get_ydata()[2] == pytest.approx(0.0317)
-    # Of other data there is no published curve; of other labels, no figure.
-    (axis,) = drawn(hidden_units.errors, shown(tmp_path / "b", "digits"), monkeypatch)
-    assert [x.get_label() for x in axis.lines] == ["training", "test"]
-    noisy = shown(tmp_path / "c", "mnist", corruption={"label_prob": 1.0})
-    assert hidden_units.errors(noisy) is None

@@ -17,13 +17,13 @@ class Report(NamedTuple):
 
 
 def build(workdir: str | Path) -> Report:
-    """Writes <workdir>/report/: index.html, figures as PNG files, the paper's tables as Markdown.
+    """Writes <workdir>/report/: index.html, figures as PNG files, tables as Markdown.
 
     Raises:
       UserError: not a workdir, no finished trial in it, or the report extra is not installed.
     """
     try:
-        from rethink_jax.report import figures, hidden_units, page, series, tables
+        from rethink_jax.report import along, capacity, figures, page, ranking, series, tables
     except ImportError as error:
         raise UserError(
             f"the report needs {error.name}; install it with: pip install 'rethink_jax[report]'"
@@ -38,21 +38,29 @@ def build(workdir: str | Path) -> Report:
     folder = Path(workdir) / "report"
     folder.mkdir(exist_ok=True)
     compared = tables.tables(done, results)
+    measured = records.load_measures(workdir)
+    ranked = ranking.table(done, results, measured)
     pictures = {
         "examples": figures.examples(records.load_examples(workdir)),
         "fig1a": figures.loss_curves(lines),
         "fig1b": figures.epochs_to_fit(lines),
         "fig1c": figures.test_error(lines),
         "fig2": figures.accuracy_curves(lines),
-        "hidden_units": hidden_units.errors(lines),
+        **capacity.figures(capacity.sweep(done, measured)),
+        "along": along.curves(lines, records.load_measures_along(workdir)),
     }
     pictures = {name: png for name, png in pictures.items() if png is not None}
     for name, png in pictures.items():
         (folder / f"{name}.png").write_bytes(png)
     for table in compared:
         file = f"{table.name.lower().replace(' ', '')}.md"
-        records.write_atomically(folder / file, tables.markdown(table))
-    summary = series.summary(results, done, lines, [t.summary for t in compared])
-    html = page.render(results, summary, pictures, compared, series.table(lines))
+        text = tables.markdown(f"{table.name}: {table.title}", table)
+        records.write_atomically(folder / file, text)
+    if ranked is not None:
+        text = tables.markdown(ranked.title, ranked)
+        records.write_atomically(folder / "ranking.md", text)
+    sentences = [t.summary for t in (*compared, ranked) if t is not None]
+    summary = series.summary(results, done, lines, sentences)
+    html = page.render(results, summary, pictures, compared, series.table(lines), ranked)
     records.write_atomically(folder / "index.html", html)
     return Report(folder / "index.html", summary)

@@ -64,12 +64,17 @@ def examples(found: dict[str, np.ndarray] | None) -> bytes | None:
         return png(figure)
 
 
-def _is_main(setting: Setting) -> bool:
+def is_main(setting: Setting) -> bool:
     """Shown as a loss curve: true and random labels, and corrupted images with true labels."""
     return setting.label_prob in (0, 1) if setting.clean_pixels else setting.label_prob == 0
 
 
-def _papers_order(line: Line) -> int:
+def style_of(setting: Setting) -> str:
+    """Settings that behave alike lie on each other; dashes let the lower one show."""
+    return "--" if setting.name.startswith(("shuffled", "random pixels")) else "-"
+
+
+def papers_order(line: Line) -> int:
     """Networks as the paper lists them; after them, others and those with regularizers."""
     names = list(paper.NETWORKS)
     return names.index(line.network) if line.network else len(names)
@@ -77,9 +82,9 @@ def _papers_order(line: Line) -> int:
 
 def loss_curves(found: list[Line]) -> bytes | None:
     """Figure 1(a): the mean training loss of each epoch; bands from lowest to highest seed."""
-    panels = [(x, [s for s in x.settings if _is_main(s)]) for x in found]
+    panels = [(x, [s for s in x.settings if is_main(s)]) for x in found]
     # The lines with most to compare.
-    panels = sorted(panels, key=lambda panel: (-len(panel[1]), _papers_order(panel[0])))
+    panels = sorted(panels, key=lambda panel: (-len(panel[1]), papers_order(panel[0])))
     panels = [(line, main) for line, main in panels if main][:_MAX_PANELS]
     if not panels:
         return None
@@ -100,16 +105,14 @@ def loss_curves(found: list[Line]) -> bytes | None:
             axis.set(xlabel="epoch", title=line.name if len(panels) > 1 else "")
             axis.set_ylim(bottom=0)
         axes[0][0].set_ylabel("mean training loss (nats)")
-        _key(figure, list(axes[0]))
+        key(figure, list(axes[0]))
         return png(figure)
 
 
 def _draw_losses(axis: Any, setting: Setting, colour: str, network: str | None) -> None:
-    # Settings that behave alike lie on each other; dashes let the lower one show.
-    style = "--" if setting.name.startswith(("shuffled", "random pixels")) else "-"
     losses_TxE = setting.curves["online_loss"]
     epochs = np.arange(1, losses_TxE.shape[1] + 1)
-    axis.plot(epochs, losses_TxE.mean(0), style, color=colour, label=setting.name, lw=2)
+    axis.plot(epochs, losses_TxE.mean(0), style_of(setting), color=colour, label=setting.name, lw=2)
     axis.fill_between(epochs, losses_TxE.min(0), losses_TxE.max(0), color=colour, alpha=0.2, lw=0)
     if network == "inception" and setting.name in _FIG1A:
         published = paper.fig1a(_FIG1A[setting.name])
@@ -127,7 +130,7 @@ _FIG1A = {
 }
 
 
-def _key(figure: Any, axes: list[Any], **options: Any) -> None:
+def key(figure: Any, axes: list[Any], **options: Any) -> None:
     """One legend for all panels, each entry once: in a single panel, or else beneath them."""
     entries = [entry for a in axes for entry in zip(*a.get_legend_handles_labels(), strict=True)]
     unique = {label: handle for handle, label in entries}
@@ -154,7 +157,7 @@ def _with_levels(found: list[Line]) -> list[tuple[Line, list[Setting]]]:
     shown = [(line, s) for line in found if len(s := line.by_label_prob) > 1]
     if any(len(s) > 2 for _, s in shown):
         shown = [(line, s) for line, s in shown if len(s) > 2]
-    shown = sorted(shown, key=lambda x: (-len(x[1]), _papers_order(x[0])))
+    shown = sorted(shown, key=lambda x: (-len(x[1]), papers_order(x[0])))
     return shown[:_MAX_LINES]
 
 
@@ -182,7 +185,7 @@ def epochs_to_fit(found: list[Line]) -> bytes | None:
         axes[0][0].set_ylim(bottom=0)
         if published:
             axes[0][1].set(xlabel="label corruption", ylabel="relative to true labels")
-        _key(figure, list(axes[0]))
+        key(figure, list(axes[0]))
         return png(figure)
 
 
@@ -222,7 +225,7 @@ def test_error(found: list[Line]) -> bytes | None:
         axis.set(xlabel="label corruption", ylabel="test error")
         axis.set_ylim(0, 1)
         axis.yaxis.set_major_formatter(PercentFormatter(1.0))
-        _key(figure, [axis], loc="lower right")
+        key(figure, [axis], loc="lower right")
         return png(figure)
 
 
@@ -235,7 +238,7 @@ def accuracy_curves(found: list[Line]) -> bytes | None:
     beyond = any(not on for _, s in shown for on in s.trials["stop.when_fitted"])
     if not shown or not (beyond or len(shown) > 1):
         return None
-    shown = sorted(shown, key=lambda x: _papers_order(x[0]))[:_MAX_ACCURACY_LINES]
+    shown = sorted(shown, key=lambda x: papers_order(x[0]))[:_MAX_ACCURACY_LINES]
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
         published = [_papers_accuracy(line, setting, "test") for line, setting in shown]
@@ -246,7 +249,7 @@ def accuracy_curves(found: list[Line]) -> bytes | None:
             axis.set(xlabel="thousand steps", ylabel=f"{split} accuracy")
             axis.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes[1].plot([], [], color=_GREY, lw=0.9, label="highest test accuracy so far")
-        _key(figure, list(axes))
+        key(figure, list(axes))
         return png(figure)
 
 

@@ -8,6 +8,7 @@ from html import escape
 
 from rethink_jax import paper
 from rethink_jax.records import Results
+from rethink_jax.report.ranking import Ranking
 from rethink_jax.report.series import Row
 from rethink_jax.report.tables import NOT_RUN, PaperTable
 
@@ -32,9 +33,34 @@ _TITLES = {
         "Accuracy along training with true labels, mean over seeds. Thin: the highest test "
         "accuracy so far.",
     ),
-    "hidden_units": (
-        "More units than are needed",
-        "Error by number of hidden units, true labels. Bands: standard deviation over seeds.",
+    "capacity_errors": (
+        "What fits, and what generalizes",
+        "Training and test error. Bands: standard deviation over seeds.",
+    ),
+    "capacity_norms": (
+        "Norms over margins",
+        "Products of norms and sums over paths, over the margin that 5% of the images are below, "
+        "squared; without factors of depth and width. Bands: standard deviation over seeds.",
+    ),
+    "capacity_measures": (
+        "Measures on one scale",
+        "Means over seeds; norms over margins as in the figure of norms. Right: the paper's.",
+    ),
+    "capacity_sharpness": (
+        "Sharpness",
+        "The largest increase of the training loss where each weight w moves by up to 0.0005 of "
+        "|w| + 1, by one plus the loss. Bands: standard deviation over seeds.",
+    ),
+    "capacity_kl": (
+        "Expected sharpness against KL divergence",
+        "Gaussian noise on each weight w of deviation alpha (10 |w| + 1), a point for each alpha; "
+        "means over seeds. Further to the right: a more complex network. The line is at 0.05.",
+    ),
+    "along": (
+        "How the networks change",
+        "Measures along training, each network's on its own training images. Lines: mean over "
+        "seeds; bands: lowest to highest seed. A trial that has ended keeps its last value. Of "
+        "many measures and settings some are drawn; trials/*/measures.csv has all.",
     ),
 }
 _DOTTED = " Dotted: the paper's curves, digitised, where it trained the same network."
@@ -53,6 +79,7 @@ figure { margin: 0; padding: 1rem 1.1rem; background: #fff; border: 1px solid #e
 figure.wide { grid-column: 1 / -1; text-align: center; }
 figure.wide h2, figure.wide figcaption { text-align: left; }
 figure.wide img { max-height: 360px; width: auto; }
+figure.tall img { max-height: none; }
 img { max-width: 100%; display: inline-block; margin-top: .5rem; }
 figcaption { color: #5c5c60; font-size: .9rem; }
 table { border-collapse: collapse; width: 100%; font-size: .86rem; background: #fff;
@@ -78,12 +105,14 @@ def render(
     pictures: dict[str, bytes],
     compared: list[PaperTable],
     rows: list[Row],
+    ranked: Ranking | None = None,
 ) -> str:
     """The page as text.
 
     Args:
       pictures: {name in `_TITLES`: PNG bytes}.
       compared: the paper's tables.
+      ranked: the table of measures.
     """
     more = (_DOTTED if compared else "") + (_SOME if len({r.line for r in rows}) > 4 else "")
     figures = "".join(
@@ -92,13 +121,14 @@ def render(
         if name in pictures
     )
     items = "".join(f"<li>{escape(s)}</li>" for s in summary)
+    measures = "" if ranked is None else _ranking(ranked)
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<title>{escape(_title(results))}</title><style>{_CSS}</style></head><body>"
         f"<h1>{escape(_title(results))}</h1><ul class='summary'>{items}</ul>"
         f"{''.join(map(_paper_table, compared))}<div class='grid'>{figures}</div>"
-        f"{_table(rows)}{_details(results)}</body></html>\n"
+        f"{measures}{_table(rows)}{_details(results)}</body></html>\n"
     )
 
 
@@ -113,6 +143,7 @@ def _figure(name: str, png: bytes, more: str) -> str:
     # A PNG file has its width and height at fixed places.
     width, height = (int.from_bytes(png[i : i + 4], "big") for i in (16, 20))
     kind = " class='wide'" if name == "examples" or width > 2 * height else ""
+    kind = " class='wide tall'" if name == "along" else kind
     return (
         f"<figure{kind}><h2>{escape(title)}</h2><figcaption>{escape(caption + more)}</figcaption>"
         f"<img alt='{escape(title)}' src='data:image/png;base64,{data}'></figure>"
@@ -128,11 +159,19 @@ def _paper_table(table: PaperTable) -> str:
         + "</tr>"
         for row in table.rows
     )
-    notes = "".join(f"<p><small>{escape(n)}</small></p>" for n in table.notes)
-    return (
-        f"<section><h2>{escape(table.name)} of the paper: {escape(table.title)}</h2>"
-        f"{_framed(_head(table.header, kinds), body)}{notes}</section>"
-    )
+    heading = f"{table.name} of the paper: {table.title}"
+    return _section(heading, _framed(_head(table.header, kinds), body), table.notes)
+
+
+def _ranking(table: Ranking) -> str:
+    body = "".join(f"<tr>{''.join(_cell(text, '') for text in row)}</tr>" for row in table.rows)
+    framed = _framed(_head(table.header, [""] * len(table.header)), body)
+    return _section(table.title, framed, table.notes)
+
+
+def _section(heading: str, framed: str, notes: list[str]) -> str:
+    notes_html = "".join(f"<p><small>{escape(n)}</small></p>" for n in notes)
+    return f"<section><h2>{escape(heading)}</h2>{framed}{notes_html}</section>"
 
 
 def _cell(text: str, kind: str) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from rethink_jax import paper, records
+from rethink_jax.report.ranking import Ranking
 from rethink_jax.report.series import field_columns, in_text, mean_std, numbers
 
 NOT_RUN = "not run"
@@ -247,9 +248,9 @@ def _listed(texts: list[str]) -> str:
     return "; ".join(dict.fromkeys(texts))
 
 
-def markdown(table: PaperTable) -> str:
+def markdown(heading: str, table: PaperTable | Ranking) -> str:
     """A table as Markdown, with its notes."""
-    lines = [f"**{table.name}: {table.title}**", "", _row(table.header)]
+    lines = [f"**{heading}**", "", _row(table.header)]
     lines += [_row(["---"] * len(table.header)), *map(_row, table.rows), ""]
     return "\n".join([*lines, *(f"{_escaped(n)}\n" for n in table.notes)])
 
