@@ -36,7 +36,7 @@ SETTINGS: dict[str, Field] = {
         str,
         "auto",
         "run networks of several widths in one program, padded with zeros to the widest: on; off; "
-        "auto: where compiling less saves more time than the zeros cost",
+        "auto: where compiling less saves more time than the zeros cost; a workdir keeps to it",
         choices=("auto", "on", "off"),
     ),
     "engine.devices": Field(int, 0, "local devices to use; 0: all", low=0),

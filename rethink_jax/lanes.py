@@ -398,8 +398,8 @@ class LaneRun:
         """Hands over the trial of a lane, which is free then."""
         trial = self.lanes[lane]
         assert trial is not None
-        noise, own = self._noise[trial], self._own
-        self._on_finished(Finished(trial, state, noise, measured or {}, own))
+        measured = measured or {}
+        self._on_finished(Finished(trial, state, self._noise[trial], measured, self._own))
         self.lanes[lane] = None
 
     def _busy_on(self, device: int) -> int:

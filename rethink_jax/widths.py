@@ -100,10 +100,10 @@ def choose(
     choice = dict(kept)
     for widths in _families(t for t in trials if can_pad(t) and t.static_id not in kept):
         some = [Width(own[0], len(own), 0.0) for own in widths]
-        if settings["engine.pad_widths"] == "off" or len(some) == 1:
-            classes = [[w] for w in some]
-        else:
+        if settings["engine.pad_widths"] != "off" and len(some) > 1:
             classes = _classes(some, dataset_of, settings)
+        else:
+            classes = [[w] for w in some]
         for together in classes:
             fields = models.widths(together[-1].trial["model.name"])
             widest = {f"model.{k}": together[-1].trial[f"model.{k}"] for k in fields}
