@@ -32,6 +32,13 @@ SETTINGS: dict[str, Field] = {
         "measure what is fastest on this machine; auto: for groups of many minutes",
         choices=("auto", "on", "off"),
     ),
+    "engine.pad_widths": Field(
+        str,
+        "auto",
+        "run networks of several widths in one program, padded with zeros to the widest: on; off; "
+        "auto: where compiling less saves more time than the zeros cost; a workdir keeps to it",
+        choices=("auto", "on", "off"),
+    ),
     "engine.devices": Field(int, 0, "local devices to use; 0: all", low=0),
     "engine.epochs_per_dispatch": Field(
         int, 0, "epochs that one device call runs; 0: about a quarter of a second", low=0

@@ -61,6 +61,7 @@ def opened(
         "fixed_fields": fixed,
         "data": (old or {}).get("data", {}) | data,
         "choices": (old or {}).get("choices", {}),
+        "widths": (old or {}).get("widths", {}),
         "runs": (old or {}).get("runs", []),
     }
 

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rethink_jax import inputs as trial_inputs
 from rethink_jax import memory, step, train
 from rethink_jax.choices import BY_RULE, Choices
+from rethink_jax.padding import OwnNetworks
 from rethink_jax.schema import UserError
 from rethink_jax.trials import Group, Trial
 
@@ -220,12 +221,19 @@ class Finished(NamedTuple):
 
     label_noise: fraction of labels that differ from the true ones, of training and of test set
     measured: along training, {epoch: {measure: value}}
+    own: of a group whose networks are padded; else None
     """
 
     trial: Trial
     state: train.TrialState
     label_noise: tuple[float, float]
     measured: dict[int, dict[str, Any]]
+    own: OwnNetworks | None = None
+
+    def fetch(self) -> train.TrialState:
+        """The state on the host, with the trial's own network."""
+        state = jax.device_get(self.state)
+        return self.own.crop(self.trial, state) if self.own else state
 
 
 class LaneRun:
@@ -250,7 +258,8 @@ class LaneRun:
         spec = trial_inputs.make_spec(group.trials, dataset, settings["evaluate.every_epochs"])
         name = settings["engine.convolution"]
         lowering_of = choices.lowering_of if name == "auto" else lambda _: name
-        self.spec = dataclasses.replace(spec, lowering_of=lowering_of)
+        self.spec = dataclasses.replace(spec, fields=group.static, lowering_of=lowering_of)
+        self._own = OwnNetworks(self.spec) if group.padded_to else None
         self._dataset, self._settings, self._on_finished = dataset, settings, on_finished
         self._one_input = self._make_input(group.trials[0], 0)
         self._made: dict[Layout, LanePrograms] = {}
@@ -266,12 +275,14 @@ class LaneRun:
 
     @property
     def num_params(self) -> int:
-        """Parameters of one network."""
+        """Parameters of one network, with those that it is padded with."""
         one = jax.eval_shape(lambda i: train.init_trial(self.spec, i), self._one_input)
         return sum(int(np.prod(p.shape)) for p in jax.tree.leaves(one.params))
 
     def compile(self) -> LanePrograms:
         """The programs for the present layout, all of them compiled."""
+        if self._own:
+            self._own.compile(self.waiting)
         self.programs = self.programs_at(self.layout)
         self.programs.compile()
         return self.programs
@@ -344,7 +355,8 @@ class LaneRun:
 
     def _make_input(self, trial: Trial, place: int) -> train.Inputs:
         labels = trial_inputs.trial_labels(trial, self._dataset)
-        return train.Inputs(trial_inputs.trial_hypers(trial), *labels, np.int32(place))
+        first = self._own.first(trial) if self._own else ()
+        return train.Inputs(trial_inputs.trial_hypers(trial), *labels, np.int32(place), first)
 
     def _empty_lanes(self) -> Any:
         """Lanes without trials, and their state on the host."""
@@ -386,7 +398,8 @@ class LaneRun:
         """Hands over the trial of a lane, which is free then."""
         trial = self.lanes[lane]
         assert trial is not None
-        self._on_finished(Finished(trial, state, self._noise[trial], measured or {}))
+        measured = measured or {}
+        self._on_finished(Finished(trial, state, self._noise[trial], measured, self._own))
         self.lanes[lane] = None
 
     def _busy_on(self, device: int) -> int:

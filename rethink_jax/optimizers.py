@@ -50,3 +50,7 @@ def sgd(
 OPTIMIZERS: dict[str, Callable[[Hypers, jax.Array, str], optax.GradientTransformation]] = {
     "sgd": sgd
 }
+
+# Those that leave a weight at 0 whose gradient is always 0, and move the others as if it were not
+# there: under these, networks may be padded with zeros (see `widths`).
+KEEP_ZEROS = {"sgd"}

@@ -255,7 +255,7 @@ class Runner:
                     raise
 
     def _write(self, spec: Spec, group: Group, finished: Finished) -> None:
-        trial, state = finished.trial, jax.device_get(finished.state)
+        trial, state = finished.trial, finished.fetch()
         self._workdir.trial_dir(trial.trial_id).mkdir(exist_ok=True)
         epochs = int(state.epoch)
         curve = state.curve[:epochs]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rethink_jax import config as config_lib
-from rethink_jax import header, measuring_along, records, trials
+from rethink_jax import header, measuring_along, records, trials, widths
 from rethink_jax import inputs as trial_inputs
 from rethink_jax.choices import BY_RULE, Choices
 from rethink_jax.cli import EXIT_OK
@@ -27,14 +27,15 @@ from rethink_jax.progress import Progress
 from rethink_jax.runner import Runner
 from rethink_jax.schema import UserError, plain
 from rethink_jax.streaming import StreamRun
-from rethink_jax.trials import Group
+from rethink_jax.trials import Group, Trial
 
 
 class Sweep:
     """A config, resolved and checked: its trials, groups, data and settings.
 
     all_trials: of the whole config   trials: those that `config.only` selects, in groups
-    along: what is measured along the training of each group
+    along: what is measured along training, {static fields of a trial: plan}
+    widths: which networks are padded to which (see `widths`); none before `pad`
 
     Raises:
       UserError: anything wrong with the config or its data; nothing has been written by then.
@@ -49,33 +50,48 @@ class Sweep:
         self.settings = config_lib.settings(self.config)
         self.all_trials = trials.expand(self.config)
         self.trials = trials.select(self.all_trials, self.settings["only"])
+        self.widths: widths.Choice = {}
         self.groups = trials.group(self.trials)
-        every = trials.group(self.all_trials)
-        self._group_ids = {t.trial_id: g.group_id for g in every for t in g.trials}
         for group in self.groups:
             choose_layout(self.settings, len(group.trials))
         names = sorted({t["data.name"] for t in self.trials})
         folder, download = self.settings["data_files.dir"], self.settings["data_files.download"]
         self.datasets = {name: sources.load(name, folder, download) for name in names}
         # Made here for their checks; subsets of one data set are small beside it.
-        self._of_group = {g.group_id: self._group_dataset(g) for g in self.groups}
-        self.along: dict[str, measuring_along.Plan] = {}
+        self._datasets: dict[Any, AnyDataset] = {}
+        for group in self.groups:
+            full, fields = self.datasets[group.static["data.name"]], group.static
+            self._datasets[_beside_model(group.trials[0])] = trial_inputs.trial_dataset(
+                full, fields
+            )
+        self.along: dict[Any, measuring_along.Plan] = {}
         for group in self.groups:
             spec = trial_inputs.make_spec(group.trials, self.dataset_of(group), 1)
             trial_inputs.check_decay(group.trials, spec)
-            dataset = self.dataset_of(group)
-            self.along[group.group_id] = measuring_along.plan(self.settings, spec, dataset)
+            own, dataset = group.trials[0].static, self.dataset_of(group)
+            self.along[own] = measuring_along.plan(self.settings, spec, dataset)
 
-    def _group_dataset(self, group: Group) -> AnyDataset:
-        return trial_inputs.trial_dataset(self.datasets[group.static["data.name"]], group.static)
+    def pad(self, kept: widths.Choice) -> None:
+        """Puts networks of several widths into one group, as was chosen in the workdir or is now.
+
+        Args:
+          kept: what was chosen in the workdir.
+        """
+        # Of all trials whose images are here, not only the selected ones: their choice is the same.
+        some = [t for t in self.all_trials if _beside_model(t) in self._datasets]
+        of_trial = lambda t: self._datasets[_beside_model(t)]  # noqa: E731
+        self.widths = chosen = widths.choose(some, of_trial, self.settings, kept)
+        self.groups = trials.group(self.trials, lambda t: widths.padded_to(t, chosen))
 
     def dataset_of(self, group: Group) -> AnyDataset:
         """The images that a group's trials are trained on."""
-        return self._of_group[group.group_id]
+        return self._datasets[_beside_model(group.trials[0])]
 
     def planned_rows(self) -> list[dict[str, Any]]:
         """A row for every trial, also those not selected, in order, as if none had been run."""
-        return [records.planned_row(t, self._group_ids[t.trial_id]) for t in self.all_trials]
+        every = trials.group(self.all_trials, lambda t: widths.padded_to(t, self.widths))
+        group_ids = {t.trial_id: g.group_id for g in every for t in g.trials}
+        return [records.planned_row(t, group_ids[t.trial_id]) for t in self.all_trials]
 
     def group_run(
         self, group: Group, on_finished: Any, lanes: int = 0, choices: Choices = BY_RULE
@@ -83,10 +99,16 @@ class Sweep:
         """The group, ready to begin; with so many lanes, if not as the settings say."""
         dataset = self.dataset_of(group)
         settings = self.settings | ({"engine.lanes": lanes} if lanes else {})
-        settings["measure.names"] = self.along[group.group_id].names
+        own = {t.static for t in group.trials}
+        settings["measure.names"] = {static: self.along[static].names for static in own}
         if isinstance(dataset, StreamedDataset):
             return StreamRun(group, dataset, settings, on_finished, choices=choices)
         return GroupRun(group, dataset, settings, on_finished, choices=choices)
+
+
+def _beside_model(trial: Trial) -> tuple[tuple[str, Any], ...]:
+    """The static fields of a trial beside its network: what decides its images."""
+    return tuple((name, value) for name, value in trial.static if not name.startswith("model."))
 
 
 def plan(sweep: Sweep, workdir: Path | None) -> str:
@@ -95,6 +117,8 @@ def plan(sweep: Sweep, workdir: Path | None) -> str:
     Compiles two small programs per group, to know its memory, and runs none.
     """
     finished = records.Workdir(workdir).finished() if workdir else {}
+    head = (records.Workdir(workdir).header() if workdir else None) or {}
+    sweep.pad(head.get("widths", {}))
     done = sum(t.trial_id in finished for t in sweep.trials)
     lines = [f"{_counted(sweep)}, {done} done, {len(sweep.trials) - done} to run"]
     differing = _differing_fields(sweep.groups)
@@ -108,12 +132,22 @@ def plan(sweep: Sweep, workdir: Path | None) -> str:
         layout = run.layout
         lines.append(
             f"group {group.group_id}: {len(group.trials)} trials ({done} done), {run.num_params:,} "
-            f"parameters each, {run.spec.steps_per_epoch} steps an epoch, {images} image versions; "
+            f"parameters each{_padding(group)}, {run.spec.steps_per_epoch} steps an epoch, "
+            f"{images} image versions; "
             f"{layout.lanes} lanes by {layout.batching} on {len(layout.devices)} "
             f"{layout.devices[0].platform} device(s), {needs.describe(layout.per_device)}"
             + "".join(f"; {text}" for text in (note, what) if text)
         )
     return "\n".join(lines)
+
+
+def _padding(group: Group) -> str:
+    """Which networks a group pads to which, in words."""
+    parts = [
+        f"{name} {', '.join(map(str, sorted({t[name] for t in group.trials})))} padded to {to}"
+        for name, to in group.padded_to
+    ]
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def _counted(sweep: Sweep) -> str:
@@ -148,6 +182,8 @@ def run(sweep: Sweep, workdir_path: Path, command: list[str]) -> int:
 
 def _run(sweep: Sweep, workdir: records.Workdir, command: list[str]) -> int:
     head = header.opened(sweep.config, sweep.datasets, workdir)
+    sweep.pad(head["widths"])
+    head["widths"] = sweep.widths
     finished = workdir.finished()
     todo = [t for t in sweep.trials if t.trial_id not in finished]
     for group in sweep.groups:
@@ -164,7 +200,7 @@ def _run(sweep: Sweep, workdir: records.Workdir, command: list[str]) -> int:
     begun = time.monotonic()
     with Progress() as progress, _signals() as signals:
         progress.say(f"{_counted(sweep)}, {len(sweep.trials) - len(todo)} done, {len(todo)} to run")
-        for line in measuring_along.notes(sweep.along):
+        for line in measuring_along.notes(sweep.groups, sweep.along):
             progress.say(line)
         for name, dataset in sweep.datasets.items():
             if sources.differs_from_published(dataset):

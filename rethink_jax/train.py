@@ -78,12 +78,15 @@ class Inputs(NamedTuple):
     hypers: {field name: scalar} for every traced hyper-parameter
     labels: int32[N], its training labels    test_labels: int32[M], corrupted at the same rate
     image_set: int32[], which of the shared versions of the images
+    first: the network's variables before training, where it is padded (see `padding`); else empty,
+      and they are drawn from the trial's seed
     """
 
     hypers: Mapping[str, jax.Array]
     labels: jax.Array
     test_labels: jax.Array
     image_set: jax.Array
+    first: Any = ()
 
 
 class TrialState(NamedTuple):
@@ -111,9 +114,14 @@ def init_variables(spec: Spec, seed: jax.Array) -> models.Variables:
     return spec.model.init(stream(seed, streams.INIT), jnp.zeros((1, *spec.input_shape)))
 
 
+def first_variables(spec: Spec, inputs: Inputs) -> models.Variables:
+    """The network as it is in the program before training; padded, if the trial's is."""
+    return inputs.first or init_variables(spec, inputs.hypers["seed"])
+
+
 def init_trial(spec: Spec, inputs: Inputs) -> TrialState:
     """A trial before its first epoch."""
-    variables = init_variables(spec, inputs.hypers["seed"])
+    variables = first_variables(spec, inputs)
     optimizer = make_optimizer(spec, inputs.hypers, jnp.float32(0))
     return TrialState(
         params=variables["params"],
@@ -203,7 +211,7 @@ def after_test(spec: Spec, inputs: Inputs, state: TrialState, scores: Sequence[S
     clean, corrupted = scores
     row = named_scores("test", clean) | named_scores("test_corrupted", corrupted)
     del row["test_corrupted_top5_accuracy"]
-    first = init_variables(spec, inputs.hypers["seed"])["params"]
+    first = first_variables(spec, inputs)["params"]
     row["distance_from_init"] = optax.tree.norm(jax.tree.map(jnp.subtract, state.params, first))
     return row
 

@@ -14,7 +14,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rethink_jax import models, optimizers
@@ -154,10 +154,15 @@ class Trial:
     def __getitem__(self, name: str) -> Any:
         return self._by_name[name]
 
-    @property
+    @functools.cached_property
     def static(self) -> tuple[tuple[str, Any], ...]:
         """The fields that shape the compiled program."""
         return tuple((name, value) for name, value in self.fields if name not in TRACED)
+
+    @functools.cached_property
+    def static_id(self) -> str:
+        """As `trial_id`, of the static fields alone."""
+        return digest(self.static)
 
     @functools.cached_property
     def trial_id(self) -> str:
@@ -173,25 +178,44 @@ def digest(fields: Sequence[tuple[str, Any]]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """The trials that share one compiled program, those expected to run longest first."""
+    """The trials that share one compiled program, those expected to run longest first.
+
+    padded_to: static fields in which the trials may differ, as they are in the program: those of a
+      network with room for each trial's (see `widths`)
+    """
 
     trials: tuple[Trial, ...]
+    padded_to: tuple[tuple[str, Any], ...] = ()
 
     @property
     def static(self) -> Assignment:
-        return dict(self.trials[0].static)
+        """The fields that shape the compiled program."""
+        return dict(self.trials[0].static) | dict(self.padded_to)
 
     @property
     def group_id(self) -> str:
-        return digest(self.trials[0].static)
+        # Not the id of a group whose own network it is: their checkpoints are not to be mixed.
+        padded = (("padded", [name for name, _ in self.padded_to]),) if self.padded_to else ()
+        return digest((*self.static.items(), *padded))
 
 
-def group(trials: Sequence[Trial]) -> list[Group]:
-    """Splits trials into groups with equal static fields, in order of first appearance."""
-    by_static: dict[Any, list[Trial]] = {}
+def group(
+    trials: Sequence[Trial], padded_to: Callable[[Trial], Assignment] = lambda _: {}
+) -> list[Group]:
+    """Splits trials into groups with equal static fields, in order of first appearance.
+
+    Args:
+      padded_to: of a trial, the fields of the network that its own is padded to; {} for none.
+    """
+    found: dict[Any, list[Trial]] = {}
     for trial in trials:
-        by_static.setdefault(trial.static, []).append(trial)
-    return [Group(tuple(sorted(g, key=_expected_length, reverse=True))) for g in by_static.values()]
+        padded = tuple(padded_to(trial).items())
+        static = tuple((dict(trial.static) | dict(padded)).items()) if padded else trial.static
+        found.setdefault((static, padded), []).append(trial)
+    return [
+        Group(tuple(sorted(g, key=_expected_length, reverse=True)), padded)
+        for (_, padded), g in found.items()
+    ]
 
 
 def _expected_length(trial: Trial) -> tuple[float, ...]:

@@ -232,6 +232,7 @@ def test_arrays_of_what_failed_are_gone_before_the_next_attempt(
 def test_other_groups_are_run_before_the_command_fails(config, tmp_path, scarce, monkeypatch):
     """One of two groups fails down to one lane; the other one is trained and recorded."""
     config["sweep"] = {"model": {"hidden": ((12,), (8,))}, "seed": (0, 1)}
+    config["engine"]["pad_widths"] = "off"
     failing, works = (g.group_id for g in group(sweep.Sweep(config).trials))
     attempt = runner.Runner._attempt
 
@@ -254,6 +255,7 @@ def test_other_groups_are_run_before_the_command_fails(config, tmp_path, scarce,
 
 def test_a_group_that_cannot_fit_does_not_stop_the_others(config, tmp_path, monkeypatch):
     config["sweep"] = {"model": {"hidden": ((12,), (8,))}, "seed": (0, 1)}
+    config["engine"]["pad_widths"] = "off"
     failing, works = (g.group_id for g in group(sweep.Sweep(config).trials))
 
     def fit(self):

@@ -32,7 +32,7 @@ def config(small_trial):
                 "wider": {"model": {"hidden": ((12,),)}},
             }
         },
-        "engine": {"devices": 1, "lanes": 2, "epochs_per_dispatch": 1},
+        "engine": {"devices": 1, "lanes": 2, "epochs_per_dispatch": 1, "pad_widths": "off"},
     }
 
 
@@ -201,7 +201,7 @@ def test_other_fixed_fields_are_refused_by_name(config, whole):
 
 def test_settings_may_change_between_runs(config, tmp_path, whole):
     """Another engine, another cadence: the same workdir, the same results."""
-    config["engine"] = {"devices": 2, "lanes": 4, "epochs_per_dispatch": 2}
+    config["engine"] |= {"devices": 2, "lanes": 4, "epochs_per_dispatch": 2}
     config["checkpoint"] = {"every_seconds": 0.0}
     assert run(config, tmp_path / "w") == 0
     assert_same_results(tmp_path / "w", whole)

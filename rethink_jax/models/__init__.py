@@ -2,8 +2,9 @@
 
 A new network is one flax module whose attributes (made with `schema.model_field`) are its config
 fields, and one entry in `MODELS`. Its call takes (images_BxHxWxC, train), or (images_BxHxWxC,
-train, dropout_rate) if it has dropout. If some values of its attributes do not go together, it has
-a method `check()` that raises `UserError`.
+train, dropout_rate) if it has dropout. If it may be made wider with zeros, its class attribute
+`widths` says by which fields (see `widths` below). If some values of its attributes do not go
+together, it has a method `check()` that raises `UserError`.
 """
 
 from __future__ import annotations
@@ -83,6 +84,28 @@ def check(name: str, **attributes: Any) -> None:
     module = MODELS[name](num_classes=2, **attributes)
     if hasattr(module, "check"):
         module.check()
+
+
+def widths(name: str) -> tuple[str, ...]:
+    """The fields of a network by which it may be made wider without a change of its results.
+
+    Each is a number of units, or a tuple of such numbers. With more of them, and all weights and
+    biases of the further ones 0, in a dense ReLU network these stay 0 when it is trained, and
+    all else is as without them. That does not hold where what is computed depends on the
+    shape of a layer: the masks of dropout (a trial with dropout is never padded), batch norm over
+    the units, an initializer (drawn for the own shape, then padded).
+
+    Raises:
+      UserError: the network names a field that it does not have, or that holds no numbers.
+    """
+    named, fields = getattr(MODELS[name], "widths", ()), fields_of(name)
+    for width in named:
+        if width not in fields or int not in (fields[width].kind, fields[width].each):
+            raise UserError(
+                f"the network {name!r} names {width!r} in `widths`; it needs a field that is a "
+                f"whole number, or a tuple of them ({', '.join(fields)}). Take the name out"
+            )
+    return tuple(named)
 
 
 def has_dropout(name: str, **attributes: Any) -> bool:

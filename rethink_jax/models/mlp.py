@@ -17,6 +17,10 @@ class MLP(nn.Module):
     Source: Zhang et al. 2017, Appendix A and Table 1.
     """
 
+    # With more units the results are the same if their weights are 0 (see `models.widths`): such a
+    # unit has activation 0, passes nothing on and has no gradient.
+    widths = ("hidden",)
+
     num_classes: int
     hidden: tuple[int, ...] = model_field((512,), "width of each hidden layer", each=int, low=1)
     # UNSTATED in paper: how weights and biases start.
