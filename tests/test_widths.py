@@ -147,6 +147,7 @@ def several(small_trial):
         dict(model__hidden=(8,), seed=2, corruption__label_prob=0.5),
         dict(model__hidden=(3,), seed=3, optimizer__weight_decay=0.1),
         dict(model__hidden=(3,), seed=4, optimizer__learning_rate=1e30),
+        dict(model__hidden=(8,), seed=5),
     ]
     return [trials_lib.resolve(small_trial(**c)) for c in changes]
 
@@ -176,7 +177,7 @@ def test_padded_training_is_the_own_training(several, batching, lanes, alone):
 
 
 def test_neighbours_of_other_widths_change_no_bit(several):
-    fast, wide, slow, diverging = several
+    fast, wide, slow, diverging, _ = several
     first = run_padded(padded_group([slow, fast, fast_too(fast)], TO), batching="vmap", lanes=3)
     second = run_padded(padded_group([slow, wide, diverging], TO), batching="vmap", lanes=3)
     same_bits(first[slow], second[slow])
@@ -233,7 +234,7 @@ def test_groups_of_padded_networks(several):
     # Not mixed with what is not padded, even where its network is the very same.
     wide = several[1]
     groups = trials_lib.group(several, lambda t: {} if t == wide else TO)
-    assert [len(g.trials) for g in groups] == [3, 1]
+    assert [len(g.trials) for g in groups] == [4, 1]
     assert len({g.group_id for g in groups}) == 2
 
 
