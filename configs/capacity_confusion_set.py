@@ -5,7 +5,7 @@ Neyshabur et al. (2017), Figure 3: VGG networks on 10,000 images of CIFAR-10 and
 error: 18.7% to 33.7% (digitised). Norms over margins follow it, sharpness alone does not.
 
 COMMAND  python -m launch.sweep --config=configs/capacity_confusion_set.py --workdir=runs/confusion
-         python -m launch.measure --workdir=runs/confusion
+         python -m launch.measure --workdir=runs/confusion --measures=paper
          python -m launch.report --workdir=runs/confusion
          needs CIFAR-10 in .data/ (any public layout), or --config.data_files.download=True
 COST     18 trials in 6 groups, for an accelerator; not run in full. On a CPU, a reduced form:

@@ -7,7 +7,7 @@ Tomioka, Srebro (2014) saw it first. Norms over margins fall up to 128 units, as
 does; beyond, the l2 norm and the l1 path norm rise.
 
 COMMAND  python -m launch.sweep --config=configs/capacity_hidden_units.py --workdir=runs/hidden
-         python -m launch.measure --workdir=runs/hidden
+         python -m launch.measure --workdir=runs/hidden --measures=paper
          python -m launch.report --workdir=runs/hidden
          needs MNIST in .data/ (any public layout), or --config.data_files.download=True
 COST     33 trials; not run in full. Up to 512 units on a CPU:

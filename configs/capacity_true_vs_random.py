@@ -6,7 +6,7 @@ where the labels are random; sharpness alone does not tell the two apart; expect
 the KL divergence does.
 
 COMMAND  python -m launch.sweep --config=configs/capacity_true_vs_random.py --workdir=runs/labels
-         python -m launch.measure --workdir=runs/labels
+         python -m launch.measure --workdir=runs/labels --measures=paper
          python -m launch.report --workdir=runs/labels
          needs CIFAR-10 in .data/ (any public layout), or --config.data_files.download=True
 COST     36 trials in 6 groups, for an accelerator; not run in full. On a CPU, a reduced form:

@@ -8,7 +8,9 @@ from absl import flags
 from rethink_jax import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder that a sweep wrote")
-_MEASURES = flags.DEFINE_list("measures", ["all"], "names of measures or families, or all")
+_MEASURES = flags.DEFINE_list(
+    "measures", ["one_pass"], "names of measures, families or groups (one_pass, paper, all)"
+)
 _TRIALS = flags.DEFINE_list("trials", [], "ids of trials; not given: all that are finished")
 _TIME_EACH = flags.DEFINE_bool(
     "time_each", False, "compute nothing new; print the seconds that each measure takes on its own"
@@ -23,6 +25,8 @@ def main() -> int:
     if _LIST.value:
         for family, names in measures.FAMILIES.items():
             print(f"{family}: {', '.join(names)}")
+        for group, names in measures.GROUPS.items():
+            print(f"group {group}: {', '.join(names)}")
         return cli.EXIT_OK
     if not _WORKDIR.value:
         raise cli.UserError("--workdir is missing: name the folder that the sweep wrote")

@@ -232,3 +232,13 @@ def test_less_memory_than_asked_for_means_fewer_lanes(workdir, monkeypatch):
     measured(workdir)
     assert 2 in asked and 1 in asked
     assert sorted((workdir / "measures.csv").read_text().splitlines()) == expected
+
+
+def test_a_name_means_one_thing():
+    names = [*measures.GROUPS, *measures.FAMILIES, *measures.MEASURES]
+    assert len(names) == len(set(names))
+    assert measures.select(("paper",))["sharpness"] == ("sharpness_zeta",)
+    assert measures.select(("all",)) == {f: tuple(own) for f, own in measures.FAMILIES.items()}
+    assert set(measures.select(("one_pass", "hessian_top"))) == {
+        *measures.GROUPS["one_pass"], "curvature",
+    }  # fmt: skip

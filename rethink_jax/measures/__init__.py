@@ -42,19 +42,26 @@ FAMILIES: dict[str, dict[str, Measure]] = {
     "flatness": flatness.MEASURES,
     "curvature": curvature.MEASURES,
 }
-# Names of several families. Those not in "one_pass" draw random numbers and go over the images
-# hundreds to thousands of times.
+MEASURES: dict[str, Measure] = {k: v for family in FAMILIES.values() for k, v in family.items()}
+# Names of several families and measures. What is not in "one_pass" draws random numbers and goes
+# over the images hundreds to thousands of times; "paper" is what the report's figures show.
+_ONE_PASS = ("margins", "norms", "paths", "complexity", "jiang")
+_CURVES = ("pac_bayes_kl[", "expected_sharpness[", "pac_bayes_kl_at_0.05")
 GROUPS: dict[str, tuple[str, ...]] = {
     "all": tuple(FAMILIES),
-    "one_pass": ("margins", "norms", "paths", "complexity", "jiang"),
+    "one_pass": _ONE_PASS,
+    "paper": (
+        *_ONE_PASS,
+        "sharpness_zeta",
+        *(name for name in pac_bayes.MEASURES if name.startswith(_CURVES)),
+    ),
 }
-MEASURES: dict[str, Measure] = {k: v for family in FAMILIES.values() for k, v in family.items()}
 
 
 def select(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """The measures of each family that are asked for.
 
-    names: of measures, of families, or of groups of families (`GROUPS`)
+    names: of measures, of families, or of groups of them (`GROUPS`)
 
     Raises:
       UserError: no such measure.
@@ -65,10 +72,10 @@ def select(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
         if name not in known:
             raise UserError(
                 f"there is no measure {name!r}{suggest(name, known)}; there are the families "
-                f"{', '.join(FAMILIES)}, and {' and '.join(GROUPS)}; --list shows every measure"
+                f"{', '.join(FAMILIES)}, and the groups {', '.join(GROUPS)}; --list shows every measure"
             )
-        families = GROUPS.get(name, (name,) if name in FAMILIES else ())
-        asked |= dict.fromkeys([n for f in families for n in FAMILIES[f]] if families else [name])
+        for part in GROUPS.get(name, (name,)):
+            asked |= dict.fromkeys(FAMILIES.get(part, (part,)))
     chosen = {f: tuple(n for n in own if n in asked) for f, own in FAMILIES.items()}
     return {family: own for family, own in chosen.items() if own}
 
@@ -112,7 +119,7 @@ def compute(
     images: Any,
     labels: Any,
     initial_variables: models.Variables | None = None,
-    names: Iterable[str] = ("all",),
+    names: Iterable[str] = ("one_pass",),
     seed: int = 0,
 ) -> dict[str, float]:
     """Measures of one network.
@@ -120,8 +127,7 @@ def compute(
     Args:
       images: float[N, H, W, C] as the network takes them (cropped, normalized)   labels: int[N]
       initial_variables: as before training; what needs them is left out of a family without them.
-      names: of measures, families or groups; "one_pass" leaves out what goes over the images
-        hundreds of times and more.
+      names: of measures, families or groups (`GROUPS`).
       seed: of the random numbers that measures draw.
 
     Returns:
