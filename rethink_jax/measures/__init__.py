@@ -72,7 +72,7 @@ def select(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
         if name not in known:
             raise UserError(
                 f"there is no measure {name!r}{suggest(name, known)}; there are the families "
-                f"{', '.join(FAMILIES)}, and the groups {', '.join(GROUPS)}; --list shows all measures"
+                f"{', '.join(FAMILIES)}, and the groups {', '.join(GROUPS)}; see --list"
             )
         for part in GROUPS.get(name, (name,)):
             asked |= dict.fromkeys(FAMILIES.get(part, (part,)))
