@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -33,7 +33,7 @@ from rethink_jax.lanes import (
     shared_sharding,
     snapshot,
 )
-from rethink_jax.measuring_along import Along
+from rethink_jax.measuring_along import Along, Due
 from rethink_jax.trials import Group, Trial
 
 __all__ = ("Finished", "GroupRun", "Layout", "Programs", "choose_layout", "over_lanes")
@@ -69,7 +69,7 @@ class Programs(LanePrograms):
 
     start: (inputs_L, fresh_L, state_L) -> state_L, with fresh lanes at their trial's beginning
     advance: (data, epochs, inputs_L, state_L) -> (state_L, report_L), up to `epochs` further
-    measure: (data, inputs_L, due_L, state_L) -> {measure: value_L}; only with names of measures
+    measure: (data, inputs_L, due_L, state_L) -> {measure: value_L}; if anything is measured
     All are compiled ahead for these very shapes, so no refill can compile anything. The first two
     consume the state that they are given.
     """
@@ -82,10 +82,10 @@ class Programs(LanePrograms):
         layout: Layout,
         data: Any,
         one_input: train.Inputs,
-        measures: tuple[str, ...] = (),
+        measured: Sequence[measuring_along.Network] = (),
     ):
-        self._data, self._one_input, self._measures = data, one_input, measures
-        if measures:
+        self._data, self._one_input, self._measured = data, one_input, measured
+        if measured:
             self.NAMES = (*self.NAMES, "measure")
         self._one_state = jax.eval_shape(lambda i: train.init_trial(spec, i), one_input)
         super().__init__(spec, layout, self._one_state)
@@ -114,20 +114,20 @@ class Programs(LanePrograms):
 
     @functools.cached_property
     def measure(self) -> Any:
-        spec, names = self._spec, self._measures
+        networks = self._measured
 
-        def measure(data: train.Data, inputs: train.Inputs, due: jax.Array, state: Any) -> Any:
-            return measuring_along.measure(spec, names, data, inputs, due, state)
+        def measure(data: train.Data, inputs: train.Inputs, due: Due, state: Any) -> Any:
+            return measuring_along.measure(networks, data, inputs, due, state)
 
         # One network after another: each needs memory for all of its images, and only those that
         # are due take time.
-        own = self._one_input, np.int32(), self._one_state
+        own = self._one_input, Due(np.int32(), np.int32()), self._one_state
         return self.compiled(measure, [self._data], *own, batching="map", consume=False)
 
     @property
     def memory_bytes(self) -> int:
         """What one device needs, with the images, and the networks that wait to be written."""
-        programs = [self.advance, *([self.measure] if self._measures else [])]
+        programs = [self.advance, *([self.measure] if self._measured else [])]
         return max(map(memory.program_bytes, programs)) + self.waiting_bytes
 
 
@@ -153,8 +153,7 @@ class GroupRun(LaneRun):
         shared, limit = shared_sharding(self.layout), memory.limit_of(self.layout.devices)
         most = image_bytes if limit is None else min(image_bytes, limit // 2)
         self._images = trial_inputs.ImageStore(dataset, specs, most, shared)
-        every, last = settings["measure.every_epochs"], group.static["stop.max_epochs"]
-        self._along = Along(every, settings["measure.names"], last)
+        self._along = Along(group, self.spec, settings)
         self._pending: Dispatch | None = None
         self._epochs_per_dispatch = settings["engine.epochs_per_dispatch"] or 1
         self._last_collected = time.monotonic()
@@ -207,8 +206,8 @@ class GroupRun(LaneRun):
     # --- inside -----------------------------------------------------------------------------------
 
     def _make_programs(self, layout: Layout) -> Programs:
-        struct, names = self._images.struct, self._along.names
-        return Programs(self.spec, layout, struct, self._one_input, names)
+        struct, measured = self._images.struct, self._along.networks
+        return Programs(self.spec, layout, struct, self._one_input, measured)
 
     def _holds_all(self, meta: dict[str, Any]) -> bool:
         known = meta["layout"] == self.chosen.describe()
@@ -252,7 +251,7 @@ class GroupRun(LaneRun):
     def _measure(self, due_L: np.ndarray) -> dict[str, jax.Array] | None:
         if not due_L.any():
             return None
-        due_L = self.programs.put(due_L)
+        due_L = self.programs.put(self._along.ask(self.lanes, due_L))
         return self.programs.measure(self._images.data, self._inputs, due_L, self._state)
 
     def _collect(self, sent: Dispatch) -> None:

@@ -271,6 +271,9 @@ class _Batch:
             fitting = max(1, _MAX_IMAGE_BYTES // work.dataset.train_images.nbytes)
             asked = settings["engine.lanes"]
             settings = settings | {"engine.lanes": min(asked or fitting, fitting)}
+        if jax.default_backend() == "cpu":
+            # Batched decompositions can hang there (`measures.operators.circular_norm`).
+            settings = settings | {"engine.batching": "map"}
         self.layout = lanes.choose_layout(settings, len(self._ids))
         self.first = load_trial(workdir, self._ids[0])
         self._stats = pixel_stats(work.dataset.train_images)

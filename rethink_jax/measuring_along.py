@@ -19,48 +19,71 @@ from rethink_jax.data.streamed import StreamedDataset
 from rethink_jax.inputs import AnyDataset
 from rethink_jax.layers import lowering
 from rethink_jax.measures.subject import Subject
+from rethink_jax.padding import cropped
 from rethink_jax.schema import UserError
 from rethink_jax.step import Spec, evaluation_images
 from rethink_jax.streams import stream
-from rethink_jax.trials import Trial
+from rethink_jax.trials import Group, Trial
 
 Values = dict[str, Any]  # {measure: a float32, which may still be on its device}
 
 
-def measure(
-    spec: Spec,
-    names: Sequence[str],
-    data: train.Data,
-    inputs: train.Inputs,
-    due: jax.Array,
-    state: train.TrialState,
-) -> Values:
-    """Measures of one network as it stands, on its own training images and labels: float32 each.
+class Network(NamedTuple):
+    """The network of trials of a group: names of what is measured of it.
 
-    due: int32[], the epoch after which it is measured, or 0. If it does not stand there, or has
-      diverged, nothing is computed, and all are 0.
+    spec: with its own shape, also where it is padded
     """
 
-    def compute() -> Values:
-        subject = _subject(spec, data, inputs, state)
-        return {name: jnp.float32(measures.MEASURES[name](subject)) for name in names}
+    spec: Spec
+    names: tuple[str, ...]
 
-    nothing = lambda: dict.fromkeys(names, jnp.float32(0))  # noqa: E731
-    stands = (due > 0) & (state.epoch == due) & (state.status != train.DIVERGED)
-    return jax.lax.cond(stands, compute, nothing)
+
+class Due(NamedTuple):
+    """What is asked of a trial in a lane.
+
+    epoch: int32[], after which it is measured; 0: not   network: int32[], which of the group's
+    """
+
+    epoch: Any
+    network: Any
+
+
+def measure(
+    networks: Sequence[Network],
+    data: train.Data,
+    inputs: train.Inputs,
+    due: Due,
+    state: train.TrialState,
+) -> Values:
+    """Measures of one trial as it stands, on its own training images and labels: float32 each.
+
+    If it does not stand where it is due, or has diverged, nothing is computed, and all are 0; as
+    are those that its network does not have.
+    """
+    nothing = {name: jnp.float32(0) for network in networks for name in network.names}
+
+    def computed(network: Network) -> Values:
+        subject = _subject(network.spec, data, inputs, state)
+        own = {name: jnp.float32(measures.MEASURES[name](subject)) for name in network.names}
+        return nothing | own
+
+    branches = [lambda n=n: computed(n) for n in networks]
+    stands = (due.epoch > 0) & (state.epoch == due.epoch) & (state.status != train.DIVERGED)
+    return jax.lax.cond(stands, lambda: jax.lax.switch(due.network, branches), lambda: nothing)
 
 
 def _subject(
     spec: Spec, data: train.Data, inputs: train.Inputs, state: train.TrialState
 ) -> Subject:
     seed = inputs.hypers["seed"]
+    own = jax.eval_shape(lambda: train.init_variables(spec, 0))
     images = train.take_images(data.train, inputs.image_set, jnp.arange(spec.num_train))
     return Subject(
         model=_model(spec),
-        variables={"params": state.params, **state.model_state},
+        variables=cropped({"params": state.params, **state.model_state}, own),
         images_NxHxWxC=evaluation_images(spec, images),
         labels_N=inputs.labels,
-        initial_variables=train.init_variables(spec, seed),
+        initial_variables=cropped(train.first_variables(spec, inputs), own),
         key=stream(seed, streams.MEASURES, state.epoch),
     )
 
@@ -71,14 +94,14 @@ def _model(spec: Spec) -> Any:
 
 
 class Plan(NamedTuple):
-    """What is measured of a group: names of measures; and which cannot be, {name: reason}."""
+    """What is measured of a network: names of measures; and which cannot be, {name: reason}."""
 
     names: tuple[str, ...]
     refused: dict[str, str]
 
 
 def plan(settings: Mapping[str, Any], spec: Spec, dataset: AnyDataset) -> Plan:
-    """What the settings ask to be measured along the training of a group. Computes nothing.
+    """What the settings ask to be measured of a network along training. Computes nothing.
 
     Raises:
       UserError: no such measure; one that is asked for by its own name and cannot be computed of
@@ -123,15 +146,19 @@ def _selected(asked: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for own in measures.select(asked).values() for name in own)
 
 
-def notes(plans: Mapping[str, Plan]) -> list[str]:
-    """What to say of the measures that are left out, one line each. plans: {group_id: its plan}"""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for group_id, own in plans.items():
-        for refused in own.refused.items():
-            groups.setdefault(refused, []).append(group_id)
+def notes(groups: Sequence[Group], plans: Mapping[Any, Plan]) -> list[str]:
+    """What to say of the measures that are left out, one line each.
+
+    plans: {static fields of a trial: plan}
+    """
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for group in groups:
+        for static in {t.static for t in group.trials}:
+            for refused in plans[static].refused.items():
+                found.setdefault(refused, {})[group.group_id] = None
     return [
         f"note: {name} is not measured along training of group {', '.join(ids)}: {reason}"
-        for (name, reason), ids in groups.items()
+        for (name, reason), ids in found.items()
     ]
 
 
@@ -139,16 +166,25 @@ class Along:
     """When the trials of a group are due to be measured, and what was found of those under way.
 
     They are after every so many epochs, and after the last one of each trial.
-    names: of the measures; () if nothing is measured
+    networks: of the group's trials; () if nothing is measured
 
     Args:
-      every: epochs between measures; 0: none   names: of measures or families
-      last: epochs of a trial that is not fitted before
+      spec: of the group
+      settings: measure.names are of all networks, or {static fields of a trial: names}
     """
 
-    def __init__(self, every: int, names: Sequence[str], last: int):
-        self.names = _selected(_asked(names)) if every else ()
-        self._every, self._last = every if self.names else 0, last
+    def __init__(self, group: Group, spec: Spec, settings: Mapping[str, Any]):
+        every, names = settings["measure.every_epochs"], settings["measure.names"]
+        statics = list(dict.fromkeys(t.static for t in group.trials)) if every else []
+        own = names if isinstance(names, Mapping) else dict.fromkeys(statics, names)
+        self._index = {static: i for i, static in enumerate(statics)}
+        self.networks = tuple(
+            Network(dataclasses.replace(spec, fields=dict(s)), _selected(_asked(own[s])))
+            for s in statics
+        )
+        if not any(network.names for network in self.networks):
+            self.networks, every = (), 0
+        self._every, self._last = every, group.static["stop.max_epochs"]
         self._rows: dict[Trial, dict[int, Values]] = {}
 
     def until_due(self, epochs: int, begun: Mapping[Trial, int]) -> int:
@@ -188,9 +224,15 @@ class Along:
                 due_L[lane] = stand[trial]
         return due_L
 
+    def ask(self, lanes: Sequence[Trial | None], due_L: np.ndarray) -> Due:
+        """What the program is asked, by lane: int32[L] each."""
+        which = [0 if t is None else self._index[t.static] for t in lanes]
+        return Due(due_L, np.array(which, np.int32))
+
     def note(self, trial: Trial, epoch: int, values: Values) -> None:
-        """Keeps the measures of a trial after an epoch."""
-        self._rows.setdefault(trial, {})[epoch] = values
+        """Keeps the measures of a trial after an epoch, those that its network has."""
+        own = self.networks[self._index[trial.static]].names
+        self._rows.setdefault(trial, {})[epoch] = {k: v for k, v in values.items() if k in own}
 
     def pop(self, trial: Trial) -> dict[int, Values]:
         """All that was measured of a trial, {epoch: values}; it is forgotten here."""

@@ -55,14 +55,17 @@ class OwnNetworks:
             alone = train.Inputs(hypers, *[np.int32()] * 3)
             start = functools.partial(train.init_trial, own)
             self._struct[trial.static] = jax.eval_shape(start, alone)
-        return jax.tree.map(
-            lambda a, s: a if a.shape == s.shape else a[tuple(map(slice, s.shape))],
-            state,
-            self._struct[trial.static],
-        )
+        return cropped(state, self._struct[trial.static])
 
     def _own_spec(self, trial: Trial) -> step.Spec:
         return dataclasses.replace(self._spec, fields=dict(trial.static))
+
+
+def cropped(tree: Any, like: Any) -> Any:
+    """A tree of padded arrays, each with the shape that it has in another one."""
+    return jax.tree.map(
+        lambda a, s: a if a.shape == s.shape else a[tuple(map(slice, s.shape))], tree, like
+    )
 
 
 def _padded(array: np.ndarray, like: jax.ShapeDtypeStruct) -> np.ndarray:

@@ -34,7 +34,7 @@ class Sweep:
     """A config, resolved and checked: its trials, groups, data and settings.
 
     all_trials: of the whole config   trials: those that `config.only` selects, in groups
-    along: what is measured along the training of each group
+    along: what is measured along training, {static fields of a trial: plan}
     widths: which networks are padded to which (see `widths`); none before `pad`
 
     Raises:
@@ -49,7 +49,6 @@ class Sweep:
             )
         self.settings = config_lib.settings(self.config)
         self.all_trials = trials.expand(self.config)
-        widths.check(self.settings)
         self.trials = trials.select(self.all_trials, self.settings["only"])
         self.widths: widths.Choice = {}
         self.groups = trials.group(self.trials)
@@ -65,12 +64,12 @@ class Sweep:
             self._datasets[_beside_model(group.trials[0])] = trial_inputs.trial_dataset(
                 full, fields
             )
-        self.along: dict[str, measuring_along.Plan] = {}
+        self.along: dict[Any, measuring_along.Plan] = {}
         for group in self.groups:
             spec = trial_inputs.make_spec(group.trials, self.dataset_of(group), 1)
             trial_inputs.check_decay(group.trials, spec)
-            dataset = self.dataset_of(group)
-            self.along[group.group_id] = measuring_along.plan(self.settings, spec, dataset)
+            own, dataset = group.trials[0].static, self.dataset_of(group)
+            self.along[own] = measuring_along.plan(self.settings, spec, dataset)
 
     def pad(self, kept: widths.Choice) -> None:
         """Puts networks of several widths into one group, as was chosen in the workdir or is now.
@@ -83,9 +82,6 @@ class Sweep:
         of_trial = lambda t: self._datasets[_beside_model(t)]  # noqa: E731
         self.widths = chosen = widths.choose(some, of_trial, self.settings, kept)
         self.groups = trials.group(self.trials, lambda t: widths.padded_to(t, chosen))
-        # Where anything is measured along training, nothing is padded.
-        nothing = measuring_along.Plan((), {})
-        self.along |= {g.group_id: nothing for g in self.groups if g.padded_to}
 
     def dataset_of(self, group: Group) -> AnyDataset:
         """The images that a group's trials are trained on."""
@@ -103,7 +99,8 @@ class Sweep:
         """The group, ready to begin; with so many lanes, if not as the settings say."""
         dataset = self.dataset_of(group)
         settings = self.settings | ({"engine.lanes": lanes} if lanes else {})
-        settings["measure.names"] = self.along[group.group_id].names
+        own = {t.static for t in group.trials}
+        settings["measure.names"] = {static: self.along[static].names for static in own}
         if isinstance(dataset, StreamedDataset):
             return StreamRun(group, dataset, settings, on_finished, choices=choices)
         return GroupRun(group, dataset, settings, on_finished, choices=choices)
@@ -203,7 +200,7 @@ def _run(sweep: Sweep, workdir: records.Workdir, command: list[str]) -> int:
     begun = time.monotonic()
     with Progress() as progress, _signals() as signals:
         progress.say(f"{_counted(sweep)}, {len(sweep.trials) - len(todo)} done, {len(todo)} to run")
-        for line in measuring_along.notes(sweep.along):
+        for line in measuring_along.notes(sweep.groups, sweep.along):
             progress.say(line)
         for name, dataset in sweep.datasets.items():
             if sources.differs_from_published(dataset):

@@ -114,13 +114,14 @@ def init_variables(spec: Spec, seed: jax.Array) -> models.Variables:
     return spec.model.init(stream(seed, streams.INIT), jnp.zeros((1, *spec.input_shape)))
 
 
-def _first_variables(spec: Spec, inputs: Inputs) -> models.Variables:
+def first_variables(spec: Spec, inputs: Inputs) -> models.Variables:
+    """The network as it is in the program before training; padded, if the trial's is."""
     return inputs.first or init_variables(spec, inputs.hypers["seed"])
 
 
 def init_trial(spec: Spec, inputs: Inputs) -> TrialState:
     """A trial before its first epoch."""
-    variables = _first_variables(spec, inputs)
+    variables = first_variables(spec, inputs)
     optimizer = make_optimizer(spec, inputs.hypers, jnp.float32(0))
     return TrialState(
         params=variables["params"],
@@ -210,7 +211,7 @@ def after_test(spec: Spec, inputs: Inputs, state: TrialState, scores: Sequence[S
     clean, corrupted = scores
     row = named_scores("test", clean) | named_scores("test_corrupted", corrupted)
     del row["test_corrupted_top5_accuracy"]
-    first = _first_variables(spec, inputs)["params"]
+    first = first_variables(spec, inputs)["params"]
     row["distance_from_init"] = optax.tree.norm(jax.tree.map(jnp.subtract, state.params, first))
     return row
 

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 from rethink_jax import models, optimizers
 from rethink_jax.inputs import AnyDataset, make_spec
 from rethink_jax.lanes import choose_layout
-from rethink_jax.schema import UserError
 from rethink_jax.trials import Assignment, Trial
 from rethink_jax.tuning import forward_flops
 
@@ -75,17 +74,6 @@ def padded_to(trial: Trial, choice: Choice) -> Assignment:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
 
 
-def check(settings: Mapping[str, Any]) -> None:
-    """Raises UserError if the settings ask for padding and for what does not go with it."""
-    every = settings["measure.every_epochs"]
-    if settings["engine.pad_widths"] == "on" and every:
-        raise UserError(
-            f"engine.pad_widths is 'on', and measure.every_epochs is {every}: measures along "
-            "training are of a network as it runs, with the units that it is padded with. Set "
-            "--config.engine.pad_widths=auto, which pads nothing then"
-        )
-
-
 class Width(NamedTuple):
     """The trials of one width that may be padded: one of them, and how many.
 
@@ -107,15 +95,12 @@ def choose(
 
     Args:
       trials: all of the config, also those that are finished: the choice does not depend on them.
-      kept: what was chosen before in this workdir. It holds; only what is new is chosen now. But
-        where anything is measured along training, nothing is padded.
+      kept: what was chosen before in this workdir. It holds; only what is new is chosen now.
     """
-    pad = settings["engine.pad_widths"] != "off" and not settings["measure.every_epochs"]
-    kept = {} if settings["measure.every_epochs"] else kept
     choice = dict(kept)
     for widths in _families(t for t in trials if can_pad(t) and t.static_id not in kept):
         some = [Width(own[0], len(own), 0.0) for own in widths]
-        if pad and len(some) > 1:
+        if settings["engine.pad_widths"] != "off" and len(some) > 1:
             classes = _classes(some, dataset_of, settings)
         else:
             classes = [[w] for w in some]

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -277,6 +278,40 @@ def test_the_setting_may_change_between_runs(make_config, whole, without, tmp_pa
     assert found != all_rows
 
 
+def test_padded_networks_are_measured_as_their_own(make_config, tmp_path, monkeypatch):
+    """Two widths in one program, of which one has a measure that the other has not."""
+
+    def only_narrow(subject):
+        if subject.params["Dense_1"]["kernel"].shape[0] > 6:
+            raise UserError("too wide")
+        return jnp.float32(1)
+
+    def sizes(subject):
+        return sum(a.size for a in jax.tree.leaves((subject.params, subject.initial_variables)))
+
+    own = {"sizes": sizes, "only_narrow": only_narrow}
+    monkeypatch.setitem(measures.FAMILIES, "own", own)
+    for name, function in own.items():
+        monkeypatch.setitem(measures.MEASURES, name, function)
+    some = make_config(sweep={"seed": (0, 1), "model": {"hidden": ((5,), (8,))}})
+    some["engine"]["pad_widths"] = "on"
+    some["measure"] = {"every_epochs": EVERY, "names": (*AS_IN_CURVE, "own")}
+    padded = sweep.Sweep(some)
+    assert sweep.run(padded, tmp_path, ["test"]) == 0
+    assert len(padded.groups) == 1
+    curves = rethink_jax.load_results(tmp_path).curves.set_index(["trial_id", "epoch"])
+    assert len(texts(tmp_path)) == 4
+    for trial_id, result in records.Workdir(tmp_path).finished().items():
+        rows = table_of(tmp_path, trial_id)
+        narrow = result["trial"]["model"]["hidden"] == [5]
+        assert {name for _, name in rows} == {*AS_IN_CURVE, "sizes", *["only_narrow"] * narrow}
+        for (epoch, name), value in rows.items():
+            if name in AS_IN_CURVE:
+                assert value == pytest.approx(curves.loc[(trial_id, epoch), name], rel=1e-5)
+            elif name == "sizes":
+                assert value == 2 * result["num_params"]
+
+
 # --- mistakes -------------------------------------------------------------------------------------
 
 
@@ -307,27 +342,28 @@ def refusing(monkeypatch):
     def refuse(subject):
         raise UserError("no such thing for this network")
 
-    monkeypatch.setitem(measures.MEASURES, "margin_min", refuse)
+    monkeypatch.setitem(measures.MEASURES, "param_norm", refuse)
 
 
 def test_what_cannot_be_measured_is_refused_by_its_name(refusing, make_config):
-    some = make_config(measure={"every_epochs": 2, "names": ("margins", "margin_min")})
-    with pytest.raises(UserError, match=r"margin_min: no such thing.*network mlp, data digits"):
+    some = make_config(measure={"every_epochs": 2, "names": ("of the curve", "param_norm")})
+    with pytest.raises(UserError, match=r"param_norm: no such thing.*network mlp, data digits"):
         sweep.Sweep(some)
 
 
 def test_what_cannot_be_measured_of_a_family_is_said_and_left_out(
     refusing, make_config, tmp_path, capsys
 ):
-    some = make_config(measure={"every_epochs": 1, "names": ("margins",)})
-    some["sweep"] = {"seed": (0, 1)}
+    """And a trial that diverges where it would be measured has no measures."""
+    some = make_config(measure={"every_epochs": 1, "names": ("of the curve",)})
+    some["sweep"] = {"optimizer": {"learning_rate": (0.1, 1e30)}}
     assert run(some, tmp_path) == 0
-    said = [line for line in capsys.readouterr().out.splitlines() if "margin_min" in line]
+    said = [line for line in capsys.readouterr().out.splitlines() if "param_norm" in line]
     assert len(said) == 1
     assert "is not measured along training of group" in said[0]
     assert "no such thing for this network" in said[0]
-    found = {name for trial_id in texts(tmp_path) for _, name in table_of(tmp_path, trial_id)}
-    assert found == set(measures.FAMILIES["margins"]) - {"margin_min"}
+    (trial_id,) = texts(tmp_path)
+    assert {name for _, name in table_of(tmp_path, trial_id)} == {*AS_IN_CURVE} - {"param_norm"}
 
 
 def test_streamed_images_are_refused(make_config, write_image_folder, tmp_path):

@@ -313,14 +313,6 @@ def test_what_was_chosen_holds(small_trial):
     assert to_of(more, choose(more, alone, pad_widths="on")) == [None, (20,), (20,), (20,)]
 
 
-def test_what_is_measured_along_training_is_not_padded(small_trial):
-    """Measures see the network as it runs. That of the workdir does not hold then."""
-    some = sized(small_trial, (3,), (8,))
-    kept = choose(some, pad_widths="on")
-    along = settings(pad_widths="auto") | {"measure.every_epochs": 2}
-    assert to_of(some, widths.choose(some, None, along, kept)) == [None, None]
-
-
 def test_seeds_do_not_split_widths(small_trial):
     some = [t for seed in (0, 1) for t in sized(small_trial, (3,), (8,), seed=seed)]
     assert to_of(some, choose(some, pad_widths="on")) == [(8,)] * 4
@@ -505,8 +497,6 @@ def test_the_plan_says_what_is_padded(swept_config, padded, tmp_path):
 def test_settings_are_checked(swept_config):
     with pytest.raises(UserError, match=r"engine.pad_widths is 'yes'; .*auto, on, off"):
         sweep.Sweep(swept_config("yes"))
-    with pytest.raises(UserError, match=r"'on', and measure.every_epochs is 2: .*pad_widths=auto"):
-        sweep.Sweep(swept_config("on", measure={"every_epochs": 2}))
 
 
 class Narrow(nn.Module):

@@ -64,7 +64,10 @@ def circular_norm(layer: Layer) -> jax.Array:
     if symbol.shape[1] < features:
         symbol = symbol.transpose(0, 2, 1)
     gram = jnp.einsum("nij,nik->njk", symbol.conj(), symbol, precision=_HIGHEST)
-    return jnp.sqrt(jnp.maximum(jnp.max(jnp.linalg.eigvalsh(gram)), 0))
+    # One after another: on the CPU, a batch of matrices on each of several devices at once can wait
+    # for ever (jaxlib 0.10.2; a single matrix each does not).
+    largest = jax.lax.map(lambda matrix: jnp.linalg.eigvalsh(matrix)[-1], gram)
+    return jnp.sqrt(jnp.maximum(jnp.max(largest), 0))
 
 
 def largest_by_svd(matrix: jax.Array) -> jax.Array:
