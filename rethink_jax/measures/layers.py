@@ -17,11 +17,13 @@ import jax
 import jax.numpy as jnp
 
 from rethink_jax import models
-from rethink_jax.layers import Conv
+from rethink_jax.layers import Conv, OnesDense
 from rethink_jax.measures.subject import Subject, once
 from rethink_jax.schema import UserError
 
-_SUPPORTED = "supported are flax's Dense, Conv and BatchNorm, and rethink_jax.layers.Conv"
+_SUPPORTED = (
+    "supported are flax's Dense, Conv and BatchNorm, and Conv and OnesDense of rethink_jax.layers"
+)
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -354,7 +356,12 @@ def _conv_place(module: nn.Module, x: Any, y: Any, strides: Any, pads: Any) -> P
     return Place(module.path, x.shape[1:], y.shape[1:], tuple(strides), pads)
 
 
-_READERS: dict[type, Callable[..., Place]] = {nn.Dense: _dense, Conv: _conv, nn.Conv: _flax_conv}
+_READERS: dict[type, Callable[..., Place]] = {
+    nn.Dense: _dense,
+    OnesDense: _dense,
+    Conv: _conv,
+    nn.Conv: _flax_conv,
+}
 
 
 # --- folding --------------------------------------------------------------------------------------
@@ -362,7 +369,9 @@ _READERS: dict[type, Callable[..., Place]] = {nn.Dense: _dense, Conv: _conv, nn.
 
 def _fold(place: Place, variables: models.Variables) -> Layer:
     params = _at(place.path, variables["params"])
-    kernel, bias = params["kernel"], params.get("bias")
+    kernel, bias = params.get("kernel"), params.get("bias")
+    if kernel is None:  # Fixed, and so none of the parameters.
+        kernel = jnp.ones((*place.input_shape, *place.output_shape), bias.dtype)
     if place.kind == "conv" and kernel.ndim == 2:
         kernel = kernel[None, None]
     if place.norm is None:
