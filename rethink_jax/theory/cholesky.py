@@ -94,9 +94,7 @@ def factor(
 
         list(in_threads(update, range(j, len(pieces))))
         try:
-            top[:, columns] = scipy.linalg.cholesky(
-                top[:, columns], lower=True, check_finite=False
-            )
+            top[:, columns] = scipy.linalg.cholesky(top[:, columns], lower=True, check_finite=False)
         except scipy.linalg.LinAlgError as error:
             raise NotPositive(
                 f"the matrix of {matrix.size:,} rows is not positive definite in "

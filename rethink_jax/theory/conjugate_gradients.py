@@ -76,18 +76,14 @@ def nystrom(matrix: Matrix, rank: int, ridge: float, seed: int = 0) -> Linear:
     rank = min(rank, matrix.size)
     rng = np.random.Generator(np.random.Philox(seed))
     chosen = np.sort(rng.permutation(matrix.size)[:rank])
-    strips = in_threads(
-        lambda span: matrix.part(span, chosen, np.float64), spans(matrix.size)
-    )
+    strips = in_threads(lambda span: matrix.part(span, chosen, np.float64), spans(matrix.size))
     columns_NxR = np.concatenate(list(strips))
     core_RxR = columns_NxR[chosen]
     # Makes the factor of a singular core exist; it is taken off the eigenvalues again.
     shift = 10 * np.finfo(np.float64).eps * matrix.size * np.trace(core_RxR) / rank
     core_RxR = core_RxR + shift * np.eye(rank)
     lower = scipy.linalg.cholesky(core_RxR, lower=True, check_finite=False)
-    half_NxR = scipy.linalg.solve_triangular(
-        lower, columns_NxR.T, lower=True, check_finite=False
-    ).T
+    half_NxR = scipy.linalg.solve_triangular(lower, columns_NxR.T, lower=True, check_finite=False).T
     # The eigenvectors of half half^T from those of the small half^T half.
     squares_R, turn_RxR = scipy.linalg.eigh(half_NxR.T @ half_NxR, check_finite=False)
     kept_R = squares_R > squares_R[-1] * np.finfo(np.float64).eps * matrix.size

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +81,7 @@ FEATURES = {"raw": pixels, "gabor": gabor}
 # paper's word): patches of 6x6, the two-sided ReLU at 1, averages over 15x15 positions with stride
 # 6, ZCA bias 1e-3. UNSTATED: the normalization of patches (ours: mean 0, standard deviation 1) and
 # of filters (ours: l2 norm 1), and how many patches the whitening is estimated from.
-PATCH, _THRESHOLD, _WINDOW, _STRIDE, _ZCA_BIAS = 6, 1.0, 15, 6, 1e-3
+PATCH, _THRESHOLD, _WINDOW, _STRIDE, ZCA_BIAS = 6, 1.0, 15, 6, 1e-3
 _WHITENED_FROM = 100_000
 _FILTERS_AT_ONCE = 250
 
@@ -99,7 +98,7 @@ class Patches:
         sample = _normalized(_random_patches(images_NxHxWxC, _WHITENED_FROM, rng))
         mean_D = sample.mean(axis=0)
         values_D, vectors_DxD = np.linalg.eigh(np.cov(sample.T))
-        whitening_DxD = (vectors_DxD / np.sqrt(np.maximum(values_D, 0) + _ZCA_BIAS)) @ vectors_DxD.T
+        whitening_DxD = (vectors_DxD / np.sqrt(np.maximum(values_D, 0) + ZCA_BIAS)) @ vectors_DxD.T
         chosen = _normalized(_random_patches(images_NxHxWxC, num_filters, rng))
         filters_FxD = (chosen - mean_D) @ whitening_DxD
         norms_F = np.linalg.norm(filters_FxD, axis=1)
@@ -137,29 +136,28 @@ def _normalized(patches: np.ndarray) -> np.ndarray:
     return centered / np.sqrt(centered.var(axis=-1, keepdims=True) + 10)
 
 
-@functools.partial(jax.jit)
+@jax.jit
 def _patch_batch(
     images_BxHxWxC: jax.Array, filters_DxF: jax.Array, offsets_F: jax.Array
 ) -> jax.Array:
-    b, h, w, c = images_BxHxWxC.shape
+    b, h, w, _ = images_BxHxWxC.shape
     high, wide = h - PATCH + 1, w - PATCH + 1
     images = images_BxHxWxC.astype(jnp.float32)
-    shifted = [
-        images[:, i : i + high, j : j + wide] for i in range(PATCH) for j in range(PATCH)
-    ]
+    shifted = [images[:, i : i + high, j : j + wide] for i in range(PATCH) for j in range(PATCH)]
     # [B, high, wide, 36, C]: the order of a patch's values in the filters.
     patches = jnp.stack(shifted, axis=3).reshape(b, high, wide, -1)
     centered = patches - patches.mean(axis=-1, keepdims=True)
     patches = centered / jnp.sqrt(jnp.var(centered, axis=-1, keepdims=True) + 10)
     z = jnp.matmul(patches, filters_DxF, precision="highest") - offsets_F[None, None, None]
-    maps = jnp.concatenate(
-        [jax.nn.relu(z - _THRESHOLD), jax.nn.relu(-z - _THRESHOLD)], axis=-1
-    )
+    maps = jnp.concatenate([jax.nn.relu(z - _THRESHOLD), jax.nn.relu(-z - _THRESHOLD)], axis=-1)
     return _average(maps, min(_WINDOW, high, wide), _STRIDE).reshape(b, -1)
 
 
 def patch_matrices(
-    patches: Patches, train_NxHxWxC: np.ndarray, test_MxHxWxC: np.ndarray
+    patches: Patches,
+    train_NxHxWxC: np.ndarray,
+    test_MxHxWxC: np.ndarray,
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[DenseMatrix, np.ndarray]:
     """Inner products of the features: of the training images, and of test with training images.
 
@@ -168,6 +166,7 @@ def patch_matrices(
     n, m = len(train_NxHxWxC), len(test_MxHxWxC)
     gram_NxN, cross_MxN = np.zeros((n, n)), np.zeros((m, n))
     both = np.concatenate([train_NxHxWxC, test_MxHxWxC])
+    total, done = patches.filters_DxF.shape[1], 0
     for block in patches.blocks(both):
         train, test = block[:n].astype(np.float64), block[n:].astype(np.float64)
 
@@ -176,4 +175,6 @@ def patch_matrices(
             cross_MxN[:, span] += test @ train[span].T
 
         list(in_threads(add, spans(n)))
+        done = min(done + _FILTERS_AT_ONCE, total)
+        say(f"{done:,} of {total:,} filters")
     return DenseMatrix(gram_NxN), cross_MxN

@@ -38,6 +38,7 @@ class Solution:
     """What solves (K + ridge I) alpha = y, and how well.
 
     alpha_NxY: float64   norm: sqrt(tr(alpha^T K alpha)), in the kernel's space, over all outputs
+    largest_norm: the same of the one output where it is largest
     residual: the largest |y - (K + ridge I) alpha| / |y| of an output, in float64
     method: "direct float64", ...   iterations: of conjugate gradients
     shift: on the diagonal of the factor (not of the problem)
@@ -47,6 +48,7 @@ class Solution:
 
     alpha_NxY: np.ndarray
     norm: float
+    largest_norm: float
     residual: float
     method: str
     iterations: int
@@ -113,9 +115,7 @@ class Interpolant:
 
     def values(self, rows_MxD: np.ndarray) -> np.ndarray:
         """float64[M, Y]"""
-        return kernels.cross_multiply(
-            self.kernel, rows_MxD, self.rows_NxD, self.solution.alpha_NxY
-        )
+        return kernels.cross_multiply(self.kernel, rows_MxD, self.rows_NxD, self.solution.alpha_NxY)
 
 
 def interpolate(
@@ -134,14 +134,18 @@ def interpolate(
     """
     options = options or Options()
     if not options.on_diagonal and options.solver != "eigen":
-        kept = _distinct(rows_NxD, targets_NxY)
+        kept = distinct(rows_NxD, targets_NxY)
         rows_NxD, targets_NxY = rows_NxD[kept], targets_NxY[kept]
     solution = solve(KernelMatrix(kernel, rows_NxD), targets_NxY, options, say)
     return Interpolant(kernel, rows_NxD, solution)
 
 
-def _distinct(rows_NxD: np.ndarray, targets_NxY: np.ndarray) -> np.ndarray:
-    """Indices of the first ones of equal rows."""
+def distinct(rows_NxD: np.ndarray, targets_NxY: np.ndarray) -> np.ndarray:
+    """Indices of the first ones of equal rows.
+
+    Raises:
+      UserError: equal rows with different targets.
+    """
     first: dict[bytes, int] = {}
     for i, row in enumerate(rows_NxD):
         j = first.setdefault(row.tobytes(), i)
@@ -182,20 +186,24 @@ def solve(
     made = run(matrix, targets_NxY, options, method, say)
     fitted_NxY = made.pop("product_NxY") - options.ridge * made["alpha_NxY"]
     # Rounding may take a norm of 0 below it.
-    norm = math.sqrt(max(np.sum(made["alpha_NxY"] * fitted_NxY), 0))
+    squares_Y = np.maximum(np.sum(made["alpha_NxY"] * fitted_NxY, axis=0), 0)
+    norms = {"norm": math.sqrt(squares_Y.sum()), "largest_norm": math.sqrt(squares_Y.max())}
     seconds = time.perf_counter() - begun
-    return Solution(norm=norm, method=method, num_bytes=needed, seconds=seconds, **made)
+    return Solution(method=method, num_bytes=needed, seconds=seconds, **norms, **made)
 
 
 def needed_bytes(size: int, method: str, rank: int = 0) -> int:
     """Memory for a method ("direct float32", "iterative", "eigen") on n rows, without the rows."""
-    return _BEYOND_FACTOR + {
-        "direct float64": cholesky.num_bytes(size, np.float64),
-        "direct float32": cholesky.num_bytes(size, np.float32),
-        "iterative": 3 * 8 * size * min(rank, size),
-        # The matrix, its eigenvectors and the work of LAPACK's syevd.
-        "eigen": 4 * 8 * size**2,
-    }[method]
+    return (
+        _BEYOND_FACTOR
+        + {
+            "direct float64": cholesky.num_bytes(size, np.float64),
+            "direct float32": cholesky.num_bytes(size, np.float32),
+            "iterative": 3 * 8 * size * min(rank, size),
+            # The matrix, its eigenvectors and the work of LAPACK's syevd.
+            "eigen": 4 * 8 * size**2,
+        }[method]
+    )
 
 
 def _plan(size: int, options: Options) -> tuple[str, int]:
@@ -312,9 +320,7 @@ def _eigen(
     return {
         "alpha_NxY": alpha_NxY,
         "product_NxY": product_NxY,
-        "residual": float(
-            np.max(np.linalg.norm(targets_NxY - product_NxY, axis=0) / sizes_Y)
-        ),
+        "residual": float(np.max(np.linalg.norm(targets_NxY - product_NxY, axis=0) / sizes_Y)),
         "iterations": 0,
         "shift": 0.0,
         "largest": float(eigenvalues_N[-1]),

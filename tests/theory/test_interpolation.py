@@ -42,9 +42,7 @@ def test_kernel_solutions(way, ridge):
     alpha = np.linalg.solve(K + ridge * np.eye(60), TARGETS)
     # Rounding, times the condition number (1e4).
     np.testing.assert_allclose(found.solution.alpha_NxY, alpha, atol=1e-7 * np.abs(alpha).max())
-    np.testing.assert_allclose(
-        found.values(OTHERS), matrix_of(GAUSSIAN, OTHERS) @ alpha, atol=1e-7
-    )
+    np.testing.assert_allclose(found.values(OTHERS), matrix_of(GAUSSIAN, OTHERS) @ alpha, atol=1e-7)
     assert found.solution.norm == pytest.approx(np.sqrt(np.trace(alpha.T @ K @ alpha)), rel=1e-7)
     assert found.solution.residual < 1e-10
     assert found.solution.method.startswith(way)
@@ -196,11 +194,9 @@ def test_equal_rows_with_different_targets():
 def test_a_singular_matrix_is_refused_unless_a_jitter_is_named():
     linear = kernels.make("linear")
     direct = options("direct float64")
-    with pytest.raises(UserError, match="not positive definite in float64.*--solver=eigen"):
+    with pytest.raises(UserError, match=r"not positive definite in float64.*--solver=eigen"):
         interpolation.interpolate(linear, ROWS, TARGETS, direct)
-    found = interpolation.interpolate(
-        linear, ROWS, TARGETS, options("direct float64", jitter=1e-6)
-    )
+    found = interpolation.interpolate(linear, ROWS, TARGETS, options("direct float64", jitter=1e-6))
     weights = np.linalg.lstsq(ROWS, TARGETS, rcond=None)[0]
     np.testing.assert_allclose(ROWS.T @ found.solution.alpha_NxY, weights, atol=1e-6)
 

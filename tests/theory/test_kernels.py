@@ -21,7 +21,7 @@ def value(name, x, y, bandwidth=1.0, degree=2):
     sizes = np.linalg.norm(x) * np.linalg.norm(y)
     return {
         "linear": x @ y,
-        "gaussian": math.exp(-np.linalg.norm(x - y) ** 2 / (2 * bandwidth**2)),
+        "gaussian": math.exp(-(np.linalg.norm(x - y) ** 2) / (2 * bandwidth**2)),
         "polynomial": (1 + x @ y / bandwidth**2) ** degree,
         "arc_cosine_0": 1 - angle / math.pi,
         "arc_cosine_1": sizes * (math.sin(angle) + (math.pi - angle) * math.cos(angle)) / math.pi,
