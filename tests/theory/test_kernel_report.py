@@ -78,6 +78,18 @@ def test_whitened_responses_have_unit_variance(patches):
     np.testing.assert_allclose(responses.std(0), 1, atol=0.05)
 
 
+def test_filters_are_whitened_patches(patches):
+    windows = np.lib.stride_tricks.sliding_window_view(IMAGES, (6, 6), axis=(1, 2))
+    every = np.moveaxis(windows, 3, -1).reshape(-1, 72).astype(np.float64)
+    every = features._normalized(every)
+    # In 72 dimensions each filter points at some whitened patch, the one that it was made from.
+    values, vectors = np.linalg.eigh(np.cov(every.T))
+    white = (every - every.mean(0)) @ (vectors / np.sqrt(values + 1e-3)) @ vectors.T
+    responses = every @ patches.filters_DxF - patches.offsets_F
+    cosines = responses / np.linalg.norm(white, axis=1)[:, None]
+    np.testing.assert_allclose(cosines.max(0), 1, atol=0.02)
+
+
 def test_inner_products_of_patches(patches):
     (rows,) = patches.blocks(IMAGES)
     rows = rows.astype(np.float64)
