@@ -67,10 +67,21 @@ def _gabor_batch(images_BxHxWxC: jax.Array) -> jax.Array:
     return _average(phases, _POOL, _POOL).reshape(b, -1)
 
 
-def _average(maps: jax.Array, window: int, stride: int) -> jax.Array:
-    """Means over squares of each map of [B, H, W, F]; a rest at the border is left out."""
-    shape, strides = (1, window, window, 1), (1, stride, stride, 1)
-    return jax.lax.reduce_window(maps, 0.0, jax.lax.add, shape, strides, "VALID") / window**2
+def _average(maps_BxHxWxF: jax.Array, window: int, stride: int) -> jax.Array:
+    """Means over squares of each map; a rest at the border is left out."""
+    # As matrix products, not as sums over windows as large as these.
+    _, h, w, _ = maps_BxHxWxF.shape
+    down, across = (_means(size, window, stride) for size in (h, w))
+    rows = jnp.einsum("bhwf,yh->bywf", maps_BxHxWxF, down, precision="highest")
+    return jnp.einsum("bywf,xw->byxf", rows, across, precision="highest")
+
+
+def _means(size: int, window: int, stride: int) -> np.ndarray:
+    """What takes means over windows of `size` numbers in a row: float32[windows, size]."""
+    begins = np.arange(0, size - window + 1, stride)[:, None]
+    places = np.arange(size)[None]
+    inside = (places >= begins) & (places < begins + window)
+    return inside.astype(np.float32) / window
 
 
 FEATURES = {"raw": pixels, "gabor": gabor}
@@ -84,6 +95,7 @@ FEATURES = {"raw": pixels, "gabor": gabor}
 PATCH, _THRESHOLD, _WINDOW, _STRIDE, ZCA_BIAS = 6, 1.0, 15, 6, 1e-3
 _WHITENED_FROM = 100_000
 _FILTERS_AT_ONCE = 250
+_PATCH_BATCH = 10  # What one of them needs stays small enough to be reused by the allocator.
 
 
 class Patches:
@@ -116,7 +128,7 @@ class Patches:
             ) -> np.ndarray:
                 return np.asarray(_patch_batch(images_NxHxWxC[images], filters, offsets))
 
-            yield np.concatenate(list(in_threads(batch, spans(len(images_NxHxWxC), _BATCH // 5))))
+            yield np.concatenate(list(in_threads(batch, spans(len(images_NxHxWxC), _PATCH_BATCH))))
 
 
 def _random_patches(images: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
