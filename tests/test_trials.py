@@ -592,6 +592,7 @@ def test_what_is_traced():
         "data.name",
         "data.image_size",
         "data.num_train",
+        "data.num_confusion",
         "data.balanced",
         "data.seed",
         "preprocess.crop_size",
