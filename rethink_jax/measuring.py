@@ -48,7 +48,7 @@ class Work(NamedTuple):
 class Measuring:
     """The measures of a workdir: those that it has, and those that are asked for.
 
-    seconds: of each family, {family: (seconds, networks)}, compiling included
+    seconds: of families that share a program, {their names: (seconds, networks)}, with compiling
 
     Raises:
       UserError: not a workdir, no such measure or trial, or its data are not there any more.
@@ -66,7 +66,7 @@ class Measuring:
         if head is None:
             raise UserError(f"{workdir} is not a workdir: it has no run.json")
         self._head, self._settings = head, config_lib.settings(head["config"])
-        self._families = measures.select(names)
+        self._families = _programs(measures.select(names))
         self._finished = self._workdir.finished()
         known = {t.trial_id: None for t in trials.expand(head["config"])} | self._finished
         for trial_id in trial_ids:
@@ -120,6 +120,7 @@ class Measuring:
         done = set()
         for work in self._works(kept):
             batch = _Batch(self._workdir.path, work, list(work.trials), self._settings)
+            arguments = batch.arguments(batch.first_ids)
             for name in (name for names in self._families.values() for name in names):
                 if name in done or measures.refusals(batch.example, (name,)):
                     continue
@@ -128,7 +129,7 @@ class Measuring:
                 times = []
                 for _ in range(2):
                     begun = time.perf_counter()
-                    jax.block_until_ready(program(*batch.arguments(batch.first_ids)))
+                    jax.block_until_ready(program(*arguments))
                     times.append(time.perf_counter() - begun)
                 yield name, times[0] - times[1], times[1] / batch.layout.lanes
 
@@ -175,10 +176,11 @@ class Measuring:
         return [t for t in work.trials if any((t, name) not in self._rows for name in names)]
 
     def _measure(self, work: Work, family: str, names: tuple[str, ...]) -> None:
-        """One family's measures of the networks that lack one."""
+        """Some families' measures of the networks that lack one."""
         missing = self._missing(work, names)
         if not missing:
             return
+        names = tuple(n for n in names if any((t, n) not in self._rows for t in missing))
         batch = _Batch(self._workdir.path, work, missing, self._settings)
         refused = measures.refusals(batch.example, names)
         for name, reason in refused.items():
@@ -327,6 +329,13 @@ class _Batch:
 
     def _labels(self, trial_id: str) -> np.ndarray:
         return inputs.trial_labels(self.work.trials[trial_id], self.work.dataset)[0]
+
+
+def _programs(families: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """What is computed together: families of one pass share logits and singular values."""
+    shared = [f for f in families if f in measures.GROUPS["one_pass"]]
+    together = {", ".join(shared): tuple(n for f in shared for n in families[f])} if shared else {}
+    return together | {f: own for f, own in families.items() if f not in shared}
 
 
 def _stacked(*leaves: Any) -> jax.Array:

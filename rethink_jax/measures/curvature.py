@@ -195,6 +195,11 @@ def hessian_spectrum(
 
     Source: Lin, Saad, Yang 2016; Ghorbani, Krishnan, Xiao 2019, Algorithm 1.
     """
+    if min(vectors, steps, grid) < 1 or not width > 0:
+        raise UserError(
+            f"vectors is {vectors}, steps {steps}, grid {grid} and width {width}; all must be "
+            "above 0"
+        )
     product = hessian_product(subject)
     weights_P = landscape.flat(subject).weights_P
     spectrum_key = landscape.key_for(subject, landscape.SPECTRUM)
@@ -245,6 +250,8 @@ def gradient_noise(subject: Subject, labels: str = "data", at_once: int = 8) -> 
     """
     if labels not in LABELS:
         raise UserError(f"labels is {labels!r}; it must be one of {', '.join(LABELS)}")
+    if at_once < 1:
+        raise UserError(f"at_once is {at_once}; it must be at least 1")
     labels_N = subject.labels_N
     if labels == "drawn":
         labels_key = landscape.key_for(subject, landscape.LABELS)
@@ -267,12 +274,20 @@ def gradient_noise(subject: Subject, labels: str = "data", at_once: int = 8) -> 
     return GradientNoise(jnp.mean(squares_N), jnp.mean(distances_N), squared)
 
 
-_extremes, _noise = once(hessian_extremes), once(gradient_noise)
+_extremes, _trace, _noise = once(hessian_extremes), once(hessian_trace), once(gradient_noise)
+
+
+def _top(place: int) -> Callable[[Subject], jax.Array]:
+    return lambda subject: _extremes(subject).top_T[place]
+
 
 MEASURES: dict[str, Callable[[Subject], jax.Array]] = {
-    "hessian_top": lambda subject: _extremes(subject).top_T[0],
+    "hessian_top": _top(0),
+    **{f"hessian_top[{n}]": _top(n - 1) for n in range(2, DEFAULT_LANCZOS.top + 1)},
+    "hessian_top_error": lambda subject: _extremes(subject).top_errors_T[0],
     "hessian_bottom": lambda subject: _extremes(subject).bottom_T[0],
-    "hessian_trace": lambda subject: hessian_trace(subject).mean,
+    "hessian_trace": lambda subject: _trace(subject).mean,
+    "hessian_trace_error": lambda subject: _trace(subject).standard_error,
     "gradient_noise": lambda subject: _noise(subject).variance,
     "fisher_trace_empirical": lambda subject: _noise(subject).second_moment,
     "fisher_trace": lambda subject: _noise(subject, "drawn").second_moment,

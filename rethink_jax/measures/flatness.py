@@ -53,6 +53,9 @@ class Flatness:
     def __post_init__(self) -> None:
         if self.change not in CHANGES:
             raise UserError(f"change is {self.change!r}; it must be one of {', '.join(CHANGES)}")
+        for name in ("target", "tolerance", "highest", "steps", "draws"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} is {getattr(self, name)!r}; it must be above 0")
 
 
 PLAIN = Flatness()
@@ -60,7 +63,10 @@ MAGNITUDE = Flatness(magnitude=True)
 
 
 class Found(NamedTuple):
-    """The noise found, the mean change that it makes, and whether that is within the tolerance."""
+    """The noise found and the mean change that it makes.
+
+    reached: the change is within the tolerance, or jumps over the target at this sigma
+    """
 
     sigma: jax.Array
     change: jax.Array
@@ -79,7 +85,8 @@ def deviations_P(weights_P: jax.Array, sigma: jax.Array | float, how: Flatness) 
 def sigma_of(subject: Subject, how: Flatness = PLAIN, rows_KxP: jax.Array | None = None) -> Found:
     """The noise whose mean effect on the training set is the target, by bisection.
 
-    It cannot be found if even the highest sigma has less effect: then `reached` is False.
+    It is not found if even the highest sigma has less effect: then `reached` is False, and sigma
+    is near the highest, as in the code.
 
     rows_KxP: the standard normal rows to take, in the order of ravel_pytree; None: drawn with the
       subject's key
@@ -117,8 +124,9 @@ def sigma_of(subject: Subject, how: Flatness = PLAIN, rows_KxP: jax.Array | None
         sigma = (low + high) / 2
         now = change(sigma)
         reached = jnp.abs(now - how.target) < how.tolerance
-        low = jnp.where(now > how.target, low, sigma)
-        high = jnp.where(now > how.target, sigma, high)
+        # Not a number: the noise is so large that the network overflows.
+        too_much = ~(now <= how.target)
+        low, high = jnp.where(too_much, low, sigma), jnp.where(too_much, sigma, high)
         found = jax.tree.map(
             lambda old, new: jnp.where(found.reached, old, new), found, Found(sigma, now, reached)
         )
@@ -126,8 +134,8 @@ def sigma_of(subject: Subject, how: Flatness = PLAIN, rows_KxP: jax.Array | None
 
     zero = jnp.zeros((), weights_P.dtype)
     start = (zero, zero + how.highest, Found(zero, zero, jnp.zeros((), bool)))
-    (_, _, found), _ = jax.lax.scan(halve, start, length=how.steps)
-    return found
+    (_, high, found), _ = jax.lax.scan(halve, start, length=how.steps)
+    return found._replace(reached=found.reached | (high < how.highest))
 
 
 def pac_bayes(
@@ -165,26 +173,26 @@ def pac_bayes_magnitude(
     return total + jnp.log(len(subject.labels_N) / sigma) + 10
 
 
-_sigma = once(sigma_of)
+_found = once(sigma_of)
 
 
-def _inverse_square(how: Flatness) -> Callable[[Subject], jax.Array]:
-    return lambda subject: 1 / jnp.square(_sigma(subject, how).sigma)
+def _sigma(subject: Subject, how: Flatness) -> jax.Array:
+    """The noise, NaN where it is not found: the measures would mean nothing."""
+    found = _found(subject, how)
+    return jnp.where(found.reached, found.sigma, jnp.nan)
 
 
 MEASURES: dict[str, Callable[[Subject], jax.Array]] = {
-    "sigma": lambda subject: _sigma(subject, PLAIN).sigma,
-    "sigma_accuracy_drop": lambda subject: _sigma(subject, PLAIN).change,
-    "sigma_magnitude": lambda subject: _sigma(subject, MAGNITUDE).sigma,
-    "sigma_magnitude_accuracy_drop": lambda subject: _sigma(subject, MAGNITUDE).change,
-    "jiang_48_pac_bayes_init": lambda s: pac_bayes(s, _sigma(s, PLAIN).sigma, "initial"),
-    "jiang_49_pac_bayes_orig": lambda s: pac_bayes(s, _sigma(s, PLAIN).sigma, "origin"),
-    "jiang_53_flatness": _inverse_square(PLAIN),
+    "sigma": lambda s: _sigma(s, PLAIN),
+    "sigma_accuracy_drop": lambda s: _found(s, PLAIN).change,
+    "sigma_magnitude": lambda s: _sigma(s, MAGNITUDE),
+    "sigma_magnitude_accuracy_drop": lambda s: _found(s, MAGNITUDE).change,
+    "jiang_48_pac_bayes_init": lambda s: pac_bayes(s, _sigma(s, PLAIN), "initial"),
+    "jiang_49_pac_bayes_orig": lambda s: pac_bayes(s, _sigma(s, PLAIN), "origin"),
+    "jiang_53_flatness": lambda s: 1 / jnp.square(_sigma(s, PLAIN)),
     "jiang_56_pac_bayes_mag_init": lambda s: pac_bayes_magnitude(
-        s, _sigma(s, MAGNITUDE).sigma, "initial"
+        s, _sigma(s, MAGNITUDE), "initial"
     ),
-    "jiang_57_pac_bayes_mag_orig": lambda s: pac_bayes_magnitude(
-        s, _sigma(s, MAGNITUDE).sigma, "origin"
-    ),
-    "jiang_61_mag_flatness": _inverse_square(MAGNITUDE),
+    "jiang_57_pac_bayes_mag_orig": lambda s: pac_bayes_magnitude(s, _sigma(s, MAGNITUDE), "origin"),
+    "jiang_61_mag_flatness": lambda s: 1 / jnp.square(_sigma(s, MAGNITUDE)),
 }

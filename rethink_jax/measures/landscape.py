@@ -11,11 +11,8 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from rethink_jax.measures.subject import Subject
+from rethink_jax.measures.subject import Subject, in_blocks
 from rethink_jax.schema import UserError
-
-# Images whose activations are kept at once for a gradient.
-_IMAGES_AT_ONCE = 500
 
 # Random numbers of a subject's key, by what they are for. Never renumber: results depend on these.
 STARTS, BATCHES, SUBSPACE, SEARCH, NOISE, SIGMA, LANCZOS, TRACE, SPECTRUM, LABELS = range(10)
@@ -36,7 +33,13 @@ def key_for(subject: Subject, stream: int) -> jax.Array:
 
 
 def batch_of(subject: Subject, key: jax.Array, size: int | None) -> Subject:
-    """The subject on `size` of its images, drawn without replacement; on all if size is None."""
+    """The subject on `size` of its images, drawn without replacement; on all if size is None.
+
+    Raises:
+      UserError: size is below 1.
+    """
+    if size is not None and size < 1:
+        raise UserError(f"batch_size is {size}; it must be at least 1, or None for all images")
     count = len(subject.labels_N)
     if size is None or size >= count:
         return subject
@@ -63,12 +66,6 @@ def value_and_gradient(subject: Subject, params: Any) -> tuple[jax.Array, Any]:
     As jax.value_and_grad(subject.loss_of), but only some images' activations are in memory.
     """
     count = len(subject.labels_N)
-    blocks = -(-count // _IMAGES_AT_ONCE)
-    at_once = -(-count // blocks)
-
-    def in_blocks(x: jax.Array) -> jax.Array:
-        more = [(0, blocks * at_once - count)] + [(0, 0)] * (x.ndim - 1)
-        return jnp.pad(x, more).reshape(blocks, at_once, *x.shape[1:])
 
     def total(params: Any, images: jax.Array, labels: jax.Array, real: jax.Array) -> jax.Array:
         return jnp.sum(jnp.where(real, losses_of(subject, params, images, labels), 0))

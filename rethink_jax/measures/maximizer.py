@@ -1,4 +1,4 @@
-"""A maximum over a box or a ball: walks of signed steps with restarts, then projected quasi-Newton.
+"""A maximum over a box or a ball: walks of signed steps from many starts, then quasi-Newton.
 
 Points are in the unit box or ball; how large it is in weights is the objective's matter. All counts
 are fixed, so the search can be compiled and batched over networks.
@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from rethink_jax.schema import UserError
 
 
 class Objective(NamedTuple):
@@ -46,13 +48,16 @@ class Search:
 
     steps: signed steps of each walk, of lengths that fall geometrically from first_step to
       last_step (the box is 2 wide)   momentum: of the gradient, scaled to mean absolute value 1
-    restarts: walks from the best point so far with a share `redrawn` of its coordinates moved to
-      random bounds, after a first one from the corner of the signed gradient. In wide boxes this is
-      what counts: fresh random starts end at 0.1 to 0.9 of what it finds (BUILD_NOTES.md)
+    targets: at most so many walks begin where they are told to, after one from the corner of the
+      signed gradient; they have `target_steps` steps
+    restarts: then, walks from the best point so far with a share `redrawn` of its coordinates moved
+      to random bounds. In wide boxes fresh random starts end at 0.1 to 0.9 of what these find
     refinements: quasi-Newton iterations from the best point of all   memory: pairs that they keep
     """
 
-    restarts: int = 6
+    targets: int = 10
+    target_steps: int = 10
+    restarts: int = 4
     redrawn: float = 0.5
     steps: int = 20
     first_step: float = 0.5
@@ -61,11 +66,34 @@ class Search:
     refinements: int = 10
     memory: int = 5
 
-    @property
-    def evaluations(self) -> int:
-        """How often the loss is evaluated in a box, counting a loss with its gradient as one."""
+    def __post_init__(self) -> None:
+        for name in ("targets", "restarts", "refinements"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)!r}; it must be at least 0")
+        for name in ("steps", "target_steps", "memory", "first_step", "last_step"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} is {getattr(self, name)!r}; it must be above 0")
+        if not 0 <= self.redrawn <= 1:
+            raise UserError(f"redrawn is {self.redrawn!r}; a share is from 0 to 1")
+
+    def evaluations(self, targets: int) -> int:
+        """How often a box's objective is evaluated, counting a value with its gradient as one.
+
+        targets: starts that there are. What it takes to find them is not counted.
+        """
+        told = min(targets, self.targets) * (self.target_steps + 1)
         refining = 1 + self.refinements * (1 + len(_LENGTHS)) if self.refinements else 0
-        return 1 + (1 + self.restarts) * (self.steps + 1) + refining
+        return 1 + (1 + self.restarts) * (self.steps + 1) + told + refining
+
+
+class Targets(NamedTuple):
+    """Starts of walks, each toward another local maximum.
+
+    count: how many there are   start_of: number, 0 to count - 1 -> point [P]
+    """
+
+    count: int
+    start_of: Callable[[jax.Array], jax.Array]
 
 
 class Best(NamedTuple):
@@ -180,18 +208,31 @@ def refine(objective: Objective, start: Best, search: Search) -> Best:
 
 
 def maximize_in_box(
-    objective: Objective, centre_P: jax.Array, search: Search, key: jax.Array
+    objective: Objective, centre_P: jax.Array, search: Search, key: jax.Array, targets: Targets
 ) -> Best:
     """The best point of the unit box [-1, 1]^P that the search finds; the centre is zeros [P]."""
+    draw_key, choose_key = jax.random.split(key)
 
     def restart(best: Best, number: jax.Array) -> tuple[Best, None]:
-        where_key, what_key = jax.random.split(jax.random.fold_in(key, number))
+        where_key, what_key = jax.random.split(jax.random.fold_in(draw_key, number))
         redrawn_P = jax.random.bernoulli(where_key, search.redrawn, centre_P.shape)
         bounds_P = jax.random.rademacher(what_key, centre_P.shape, centre_P.dtype)
         start_P = jnp.where(redrawn_P, bounds_P, best.point_P)
         return better(best, ascend(objective, BOX, start_P, search)), None
 
-    _, gradient_P = objective.value_and_gradient(centre_P)
-    best = ascend(objective, BOX, jnp.sign(gradient_P), search)
-    best, _ = jax.lax.scan(restart, best, jnp.arange(search.restarts))
+    def target(best: Best, number: jax.Array) -> tuple[Best, None]:
+        start_P = targets.start_of(number)
+        return better(best, ascend(objective, BOX, start_P, short)), None
+
+    value, gradient_P = objective.value_and_gradient(centre_P)
+    first = ascend(objective, BOX, jnp.sign(gradient_P), search)
+    best = better(Best(centre_P, value), first)
+    short = dataclasses.replace(search, steps=search.target_steps)
+    chosen = jnp.arange(targets.count)
+    if search.targets < targets.count:
+        chosen = jax.random.choice(choose_key, chosen, (search.targets,), replace=False)
+    if len(chosen):
+        best, _ = jax.lax.scan(target, best, chosen)
+    if search.restarts:
+        best, _ = jax.lax.scan(restart, best, jnp.arange(search.restarts))
     return refine(objective, best, search) if search.refinements else best

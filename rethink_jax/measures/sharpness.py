@@ -18,8 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from rethink_jax.measures import landscape, maximizer
-from rethink_jax.measures.landscape import Flat
-from rethink_jax.measures.maximizer import Best, Objective, Search
+from rethink_jax.measures.maximizer import Best, Objective, Search, Targets
 from rethink_jax.measures.subject import Subject, once
 from rethink_jax.schema import UserError
 
@@ -86,19 +85,59 @@ class Sharpness(NamedTuple):
 def _result(subject: Subject, displacement_P: jax.Array, evaluations: int) -> Sharpness:
     """The increase over all images at a displacement, or at none if that is no increase."""
     increase = landscape.flat(subject).value(displacement_P) - subject.loss
-    is_one = increase > 0
+    # What is not a number stays so.
+    is_one = ~(increase <= 0)
     increase = jnp.where(is_one, increase, 0)
     zeta = increase / (1 + subject.loss)
     displacement_P = jnp.where(is_one, displacement_P, 0)
     return Sharpness(increase, zeta, 100 * zeta, evaluations, displacement_P)
 
 
-def _searched(subject: Subject, batch_size: int | None) -> Flat:
-    """The loss that a search sees: over all images, or over a batch of them."""
-    if batch_size is not None and batch_size < len(subject.labels_N):
-        batch_key = landscape.key_for(subject, landscape.BATCHES)
-        subject = landscape.batch_of(subject, batch_key, batch_size)
-    return landscape.flat(subject)
+def _searched(subject: Subject, batch_size: int | None) -> Subject:
+    """What a search sees: all images, or a batch of them."""
+    if batch_size is None or batch_size >= len(subject.labels_N):
+        return subject  # It needs no key.
+    return landscape.batch_of(subject, landscape.key_for(subject, landscape.BATCHES), batch_size)
+
+
+class _Chart(NamedTuple):
+    """How points of a unit box or ball are displacements of the weights: a linear map.
+
+    to_weights: point -> displacement_P   back: its transpose, gradient_P -> gradient of the point
+    """
+
+    to_weights: Callable[[jax.Array], jax.Array]
+    back: Callable[[jax.Array], jax.Array]
+
+    def objective(self, subject: Subject) -> Objective:
+        loss = landscape.flat(subject)
+
+        def both(point: jax.Array) -> tuple[jax.Array, jax.Array]:
+            value, gradient_P = loss.value_and_gradient(self.to_weights(point))
+            return value, self.back(gradient_P)
+
+        return Objective(lambda point: loss.value(self.to_weights(point)), both)
+
+
+def _maximized(subject: Subject, box: Box, chart: _Chart, centre: jax.Array) -> Sharpness:
+    """The maximum over a box. Walks start toward every class, too: all images taken for it.
+
+    That is what the local maxima of a wide box are like; which one is the highest is not seen from
+    the gradient at the trained weights, where the loss is small.
+    """
+    seen = _searched(subject, box.batch_size)
+
+    def toward(label: jax.Array) -> jax.Array:
+        all_are = jnp.full_like(seen.labels_N, label)
+        wrong = chart.objective(dataclasses.replace(seen, labels_N=all_are))
+        return -jnp.sign(wrong.value_and_gradient(centre)[1])
+
+    classes = jax.eval_shape(lambda: seen.logits_of(seen.params)).shape[-1]
+    starts_key = landscape.key_for(subject, landscape.STARTS)
+    targets = Targets(classes, toward)
+    best = maximizer.maximize_in_box(chart.objective(seen), centre, box.search, starts_key, targets)
+    evaluations = box.search.evaluations(classes) + min(classes, box.search.targets)
+    return _result(subject, chart.to_weights(best.point_P), evaluations)
 
 
 def box_sharpness(subject: Subject, box: Box = DEFAULT_BOX) -> Sharpness:
@@ -107,17 +146,10 @@ def box_sharpness(subject: Subject, box: Box = DEFAULT_BOX) -> Sharpness:
     Source: Neyshabur et al. 2017, Section 2; Keskar et al. 2017, Metric 2.1 with A = I. The paper's
     10 iterations of L-BFGS-B from one start find less: `Search`.
     """
-    loss = _searched(subject, box.batch_size)
-    widths_P = box.alpha * BOXES[box.rule](loss.weights_P)
-
-    def both(point_P: jax.Array) -> tuple[jax.Array, jax.Array]:
-        value, gradient_P = loss.value_and_gradient(widths_P * point_P)
-        return value, widths_P * gradient_P
-
-    objective = Objective(lambda point_P: loss.value(widths_P * point_P), both)
-    starts_key = landscape.key_for(subject, landscape.STARTS)
-    best = maximizer.maximize_in_box(objective, jnp.zeros_like(widths_P), box.search, starts_key)
-    return _result(subject, widths_P * best.point_P, box.search.evaluations)
+    weights_P = landscape.flat(subject).weights_P
+    widths_P = box.alpha * BOXES[box.rule](weights_P)
+    chart = _Chart(lambda point_P: widths_P * point_P, lambda gradient_P: widths_P * gradient_P)
+    return _maximized(subject, box, chart, jnp.zeros_like(widths_P))
 
 
 def subspace_sharpness(
@@ -137,28 +169,24 @@ def subspace_sharpness(
     Source: Keskar et al. 2017, Metric 2.1 and Table 4 (100 dimensions).
     """
     _check("columns", columns, COLUMNS)
-    loss = _searched(subject, box.batch_size)
-    count = loss.weights_P.size
+    weights_P = landscape.flat(subject).weights_P
+    count = weights_P.size
     if not 1 <= dimensions <= count:
         raise UserError(
             f"a subspace of {dimensions} dimensions of {count} weights; take from 1 to {count}"
         )
     basis_key = landscape.key_for(subject, landscape.SUBSPACE)
-    normal_PxZ = jax.random.normal(basis_key, (count, dimensions), loss.weights_P.dtype)
+    normal_PxZ = jax.random.normal(basis_key, (count, dimensions), weights_P.dtype)
     basis_PxZ = COLUMNS[columns](normal_PxZ)
     # A^+ w by the normal equations: columns drawn at random are far from dependent.
     gram_ZxZ = basis_PxZ.T @ basis_PxZ
-    seen_Z = jnp.linalg.solve(gram_ZxZ, basis_PxZ.T @ loss.weights_P)
+    seen_Z = jnp.linalg.solve(gram_ZxZ, basis_PxZ.T @ weights_P)
     widths_Z = box.alpha * BOXES[box.rule](seen_Z)
-
-    def both(point_Z: jax.Array) -> tuple[jax.Array, jax.Array]:
-        value, gradient_P = loss.value_and_gradient(basis_PxZ @ (widths_Z * point_Z))
-        return value, widths_Z * (basis_PxZ.T @ gradient_P)
-
-    objective = Objective(lambda point_Z: loss.value(basis_PxZ @ (widths_Z * point_Z)), both)
-    starts_key = landscape.key_for(subject, landscape.STARTS)
-    best = maximizer.maximize_in_box(objective, jnp.zeros_like(widths_Z), box.search, starts_key)
-    return _result(subject, basis_PxZ @ (widths_Z * best.point_P), box.search.evaluations)
+    chart = _Chart(
+        lambda point_Z: basis_PxZ @ (widths_Z * point_Z),
+        lambda gradient_P: widths_Z * (basis_PxZ.T @ gradient_P),
+    )
+    return _maximized(subject, box, chart, jnp.zeros_like(widths_Z))
 
 
 def random_search(
@@ -217,22 +245,17 @@ def ball_sharpness(subject: Subject, ball: Ball = DEFAULT_BALL) -> Sharpness:
 
     Source: Foret et al. 2021, equations 1 and 2.
     """
-    loss = _searched(subject, ball.batch_size)
-
-    def both(point_P: jax.Array) -> tuple[jax.Array, jax.Array]:
-        value, gradient_P = loss.value_and_gradient(ball.radius * point_P)
-        return value, ball.radius * gradient_P
-
+    chart = _Chart(lambda point_P: ball.radius * point_P, lambda grad_P: ball.radius * grad_P)
     search = Search(
         steps=ball.steps,
         first_step=ball.first_step,
         last_step=ball.last_step,
         momentum=ball.momentum,
     )
-    objective = Objective(lambda point_P: loss.value(ball.radius * point_P), both)
-    centre_P = jnp.zeros_like(loss.weights_P)
+    objective = chart.objective(_searched(subject, ball.batch_size))
+    centre_P = jnp.zeros_like(landscape.flat(subject).weights_P)
     best = maximizer.ascend(objective, maximizer.BALL, centre_P, search)
-    return _result(subject, ball.radius * best.point_P, search.evaluations)
+    return _result(subject, chart.to_weights(best.point_P), ball.steps + 1)
 
 
 # The increase, zeta and Keskar's metric are of one search.

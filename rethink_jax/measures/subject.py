@@ -53,18 +53,28 @@ class Subject:
 
     def logits_of(self, params: Any) -> jax.Array:
         """Logits[N, Y] of all images with other weights."""
-        count = len(self.images_NxHxWxC)
-        at_once = max(n for n in range(1, min(count, _IMAGES_AT_ONCE) + 1) if count % n == 0)
-        blocks = self.images_NxHxWxC.reshape(-1, at_once, *self.images_NxHxWxC.shape[1:])
         variables = {**self.variables, "params": params}
+        blocks = in_blocks(self.images_NxHxWxC)
         logits = jax.lax.map(lambda x: self.model.apply(variables, x, False).logits_BxY, blocks)
-        return logits.reshape(count, -1)
+        return logits.reshape(-1, logits.shape[-1])[: len(self.images_NxHxWxC)]
 
     def loss_of(self, params: Any) -> jax.Array:
         """Mean cross-entropy over all images with other weights; batch statistics stay."""
         logits_NxY = self.logits_of(params)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits_NxY, self.labels_N)
         return jnp.mean(losses)
+
+
+def in_blocks(values_N: jax.Array) -> jax.Array:
+    """Values [N, ...] as [blocks, images per block, ...]; the last block ends in zeros.
+
+    As few blocks as can be, and as equal; memory then does not grow with N.
+    """
+    count = len(values_N)
+    blocks = -(-count // _IMAGES_AT_ONCE)
+    at_once = -(-count // blocks)
+    more = [(0, blocks * at_once - count)] + [(0, 0)] * (values_N.ndim - 1)
+    return jnp.pad(values_N, more).reshape(blocks, at_once, *values_N.shape[1:])
 
 
 def once(function: Callable[..., _Result]) -> Callable[..., _Result]:

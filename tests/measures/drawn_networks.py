@@ -1,4 +1,6 @@
-"""Networks of every kind with weights drawn at random, in float64."""
+"""Networks of every kind with weights drawn at random, in float64, and programs of them."""
+
+import dataclasses
 
 import flax.linen as nn
 import jax
@@ -44,3 +46,28 @@ def made(call, images=3):
             return call(x).reshape(len(x), -1)
 
     return subject_of(model_of(Network()), images=images)
+
+
+def compiled(subject, measure):
+    """A function of a subject and of scalars as a program: (*scalars, **changed fields) -> result.
+
+    The subject's arrays are arguments: as constants they would be folded, slowly.
+    """
+    names = ("variables", "images_NxHxWxC", "labels_N", "initial_variables", "key")
+
+    @jax.jit
+    def program(arrays, *scalars):
+        return measure(dataclasses.replace(subject, **arrays), *scalars)
+
+    arrays = {name: getattr(subject, name) for name in names}
+    return lambda *scalars, **changed: program({**arrays, **changed}, *scalars)
+
+
+def together(subjects, measure):
+    """The results of a function of a subject for several of the same network, at once."""
+
+    def of(arrays):
+        return measure(dataclasses.replace(subjects[0], **arrays))
+
+    arrays = [{"variables": s.variables, "key": s.key} for s in subjects]
+    return jax.jit(jax.vmap(of))(jax.tree.map(lambda *leaves: jnp.stack(leaves), *arrays))
