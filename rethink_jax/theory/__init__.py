@@ -15,7 +15,10 @@ from typing import Any
 from rethink_jax.schema import UserError, suggest
 
 # By name, the module; imported when it is run.
-EXPERIMENTS = {"memorizer": "rethink_jax.theory.memorizer_report"}
+EXPERIMENTS = {
+    "memorizer": "rethink_jax.theory.memorizer_report",
+    "kernel": "rethink_jax.theory.kernel_report",
+}
 
 
 def run(name: str, workdir: str | Path, command: Sequence[str], options: dict[str, Any]) -> str:
