@@ -162,13 +162,13 @@ def memorize(
 ) -> Memorizer:
     """A network of 2n+d weights that takes given values on n distinct points in d dimensions.
 
-    Takes O(n d + n log n + n depth) time, and O(n) memory beyond the images.
+    Takes O(n d + n log n) time, and O(n) memory beyond the images.
 
     Depth 2 is Theorem 1: one hidden layer of n units, whose weights are the d of a, the n of b and
     the n of w; a, of which every unit has a copy, counts once. Depth k above 2 is Corollary 1:
     k - 2 pieces of the points, one hidden layer each, of width at most ceil(n / (k-2)) + 4. It has
-    no more weights: its starts, lengths and breakpoints are n numbers, as b. Units that pass a
-    value on have fixed weights of 1 and -1.
+    no more weights: the starts of pieces and their breakpoints are n numbers, as b. Units that pass
+    a value on have fixed weights of 1 and -1.
 
     Args:
       images: numbers [N, ...]; whole numbers, as grey levels, make inner products exact. Equal

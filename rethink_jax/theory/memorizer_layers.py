@@ -28,18 +28,16 @@ class Part(NamedTuple):
 
 def params(part: Part) -> dict[str, dict[str, np.ndarray]]:
     """The weights of a part, as the module takes them."""
-    start, pieces = part.polyline
+    starts, pieces = part.polyline
     found = {"direction": {"kernel": part.direction_D[:, None]}}
-    if start is None:
+    if starts is None:
         (piece,) = pieces
         return found | {
             "breakpoints": {"bias": -piece.knots},
             "weights": {"kernel": piece.weights[:, None]},
         }
-    found["start"] = {"bias": -np.array([start])}
+    found["starts"] = {"bias": -starts}
     for n, piece in enumerate(pieces):
-        if piece.length is not None:
-            found[f"length_{n}"] = {"bias": -np.array([piece.length])}
         if len(piece.knots):
             found[f"breakpoints_{n}"] = {"bias": -piece.knots}
         found[f"weights_{n}"] = {"kernel": piece.weights[:, None]}
@@ -99,13 +97,13 @@ class _DeepPart(nn.Module):
     @nn.compact
     def __call__(self, x_BxD: jax.Array) -> jax.Array:
         t_Bx1 = _dense("direction", self.dtype)(x_BxD)
-        left_Bx1 = nn.relu(OnesDense(1, self.dtype, name="start")(t_Bx1))
+        starts = OnesDense(len(self.sizes), self.dtype, name="starts")
+        left_BxP = nn.relu(starts(t_Bx1))
         total_Bx1 = jnp.zeros_like(t_Bx1)
         for n, size in enumerate(self.sizes):
-            own_Bx1 = left_Bx1
+            own_Bx1 = left_BxP[:, n : n + 1]
             if n + 1 < len(self.sizes):
-                left_Bx1 = nn.relu(OnesDense(1, self.dtype, name=f"length_{n}")(left_Bx1))
-                own_Bx1 = own_Bx1 - left_Bx1
+                own_Bx1 = own_Bx1 - left_BxP[:, n + 1 : n + 2]
             units = [own_Bx1]
             if size > 1:
                 knots = OnesDense(size - 1, self.dtype, name=f"breakpoints_{n}")
@@ -124,38 +122,35 @@ def _dense(name: str, dtype: Any) -> nn.Dense:
 
 def dense(part: Part) -> list[tuple[np.ndarray, np.ndarray]]:
     """(kernel[in, out], bias[out]) of each layer of the network, ReLU between."""
-    a_D, (start, pieces) = part.direction_D, part.polyline
-    if start is None:
+    a_D, (starts, pieces) = part.direction_D, part.polyline
+    if starts is None:
         (piece,) = pieces
         hidden = np.repeat(a_D[:, None], len(piece.knots), axis=1), -piece.knots
         return [hidden, (piece.weights[:, None], np.zeros(1, a_D.dtype))]
-    # Of the layer before: where the coordinate from the start of its piece on is, where that from
-    # its end on, and what adds up to the output so far, {unit: weight}.
-    begins = [start] if pieces[0].length is None else [start, start + pieces[0].length]
-    layers = [(np.repeat(a_D[:, None], len(begins), axis=1), -np.array(begins))]
-    own, rest, total = 0, 1, dict[int, float]()
+    layers = [(np.repeat(a_D[:, None], len(starts[:2]), axis=1), -starts[:2])]
+    # Of the layer before: the units of t - start and t - end of the piece, clipped below at 0, and
+    # what adds up to the output so far, {unit: weight}.
+    from_start, from_end, total = 0, 1, dict[int, float]()
     for n, piece in enumerate(pieces):
-        clipped = {own: 1.0} if piece.length is None else {own: 1.0, rest: -1.0}
-        units = [(clipped, -knot) for knot in (0.0, *piece.knots)]
-        if total:
-            units += [(total, 0.0), ({u: -w for u, w in total.items()}, 0.0)]
+        is_last = n + 1 == len(pieces)
+        own = {from_start: 1.0} if is_last else {from_start: 1.0, from_end: -1.0}
+        units = [(own, -knot) for knot in (0.0, *piece.knots)]
         after = dict(enumerate(piece.weights.tolist()))
         if total:
-            after |= {len(piece.weights): 1.0, len(piece.weights) + 1: -1.0}
-        own = len(units)
-        if piece.length is not None:
-            units.append(({rest: 1.0}, 0.0))
-            if pieces[n + 1].length is not None:
-                units.append(({rest: 1.0}, -pieces[n + 1].length))
-        layers.append(_layer(len(layers[-1][1]), units, a_D.dtype))
-        rest, total = own + 1, after
-    return [*layers, _layer(len(layers[-1][1]), [(total, 0.0)], a_D.dtype)]
+            after |= {len(units): 1.0, len(units) + 1: -1.0}
+            units += [(total, 0.0), ({unit: -weight for unit, weight in total.items()}, 0.0)]
+        lengths = [0.0, *(starts[n + 2 : n + 3] - starts[n + 1])] if not is_last else []
+        layers.append(_layer(layers[-1], units + [({from_end: 1.0}, -x) for x in lengths]))
+        from_start, from_end, total = len(units), len(units) + 1, after
+    return [*layers, _layer(layers[-1], [(total, 0.0)])]
 
 
 def _layer(
-    inputs: int, units: list[tuple[dict[int, float], float]], dtype: np.dtype
+    before: tuple[np.ndarray, np.ndarray], units: list[tuple[dict[int, float], float]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    kernel = np.zeros((inputs, len(units)), dtype)
+    """A layer from its units, each ({unit of the layer before: weight}, bias)."""
+    biases_before = before[1]
+    kernel = np.zeros((len(biases_before), len(units)), biases_before.dtype)
     for n, (weights, _) in enumerate(units):
         kernel[list(weights), n] = list(weights.values())
-    return kernel, np.array([bias for _, bias in units], dtype)
+    return kernel, np.array([bias for _, bias in units], biases_before.dtype)

@@ -141,7 +141,7 @@ def _memorizer(
         "l2 norm of a": _norm([part.direction_D for part in made.parts]),
         "l2 norm of b": _norm(knots),
         "l2 norm of w": _norm(weights),
-        "largest |w|": max(part.polyline.largest_weight for part in made.parts),
+        "largest |w|": max(np.abs(w).max() for w in weights),
         "test error": np.mean(made.classes(dataset.test_images) != dataset.test_labels),
         **_measured_memorizer(made, images, labels_N),
     }

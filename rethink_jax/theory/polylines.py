@@ -19,8 +19,8 @@ are neighbours, and the steepest come last. On 50,000 images that is off by 1.4e
 partial sums are kept, and the order of the points by 2e-5; if there is one, by 6e-7, as that is.
 
 Deep networks cancel less. The points are split into pieces, and a piece sees its own clipped
-coordinate u = min(max(t - start, 0), length), so that its terms are small, and constant for all
-points beyond it; its weights are made for the sum that the network has really come to by then,
+coordinate u = max(t - start, 0) - max(t - end, 0), so that its terms are small, and constant for
+all points beyond it; its weights are made for the sum that the network has really come to by then,
 so that errors do not add up from piece to piece.
 """
 
@@ -34,32 +34,30 @@ import numpy as np
 class Piece(NamedTuple):
     """Some units of a polyline, whose weighted sum is added to the output.
 
-    knots: breakpoints, in the coordinate of the piece   weights: of each unit, one more than knots
-      in a deep polyline, where the first unit is the coordinate itself
-    length: of the piece; None: it has no end
+    knots: breakpoints, in the coordinate of the piece   weights: of each unit; of a deep network
+      one more than knots, of the coordinate itself, which is the first unit
     """
 
     knots: np.ndarray
     weights: np.ndarray
-    length: np.floating | None
 
 
 class Polyline(NamedTuple):
     """A function of one variable as a ReLU network.
 
-    start: the coordinate of a deep network is max(t - start, 0); None: there is one hidden layer
+    starts: of each piece; one ends where the next one starts, and the last one never. None: there
+      is one hidden layer, on t itself
     pieces: one hidden layer each; a deep network has one hidden layer before them
     """
 
-    start: np.floating | None
+    starts: np.ndarray | None
     pieces: tuple[Piece, ...]
 
     @property
     def num_weights(self) -> int:
-        """Two for each point: every breakpoint, start and length, and the weights."""
-        ends = sum(piece.length is not None for piece in self.pieces)
+        """Starts, breakpoints and weights: two for each point, whatever the depth."""
         units = sum(len(piece.knots) + len(piece.weights) for piece in self.pieces)
-        return units + ends + (self.start is not None)
+        return units if self.starts is None else units + len(self.starts)
 
     @property
     def width(self) -> int:
@@ -68,7 +66,7 @@ class Polyline(NamedTuple):
         With the units of a piece in a deep network are two for the sum so far, of either sign, and
         one or two for the coordinates of later pieces.
         """
-        if self.start is None:
+        if self.starts is None:
             return len(self.pieces[0].weights)
         left = range(len(self.pieces) - 1, -1, -1)
         return max(
@@ -76,28 +74,23 @@ class Polyline(NamedTuple):
             for n, (piece, after) in enumerate(zip(self.pieces, left, strict=True))
         )
 
-    @property
-    def largest_weight(self) -> float:
-        """By absolute value, breakpoints left out."""
-        return float(max(np.abs(piece.weights).max() for piece in self.pieces))
-
     def __call__(self, t_B: np.ndarray) -> np.ndarray:
         """The plain forward pass, in the dtype of the breakpoints: [B] -> [B]."""
         t_Bx1 = t_B[:, None]
-        if self.start is None:
+        if self.starts is None:
             (piece,) = self.pieces
             return np.maximum(t_Bx1 - piece.knots, 0) @ piece.weights
-        left_Bx1, total_B = np.maximum(t_Bx1 - self.start, 0), np.zeros_like(t_B)
-        for piece in self.pieces:
-            own_Bx1, left_Bx1 = _clipped(left_Bx1, piece.length)
-            total_B = total_B + _units(own_Bx1, piece.knots) @ piece.weights
+        total_B = np.zeros_like(t_B)
+        ends = [*self.starts[1:], None]
+        for start, end, piece in zip(self.starts, ends, self.pieces, strict=True):
+            total_B = total_B + _units(_clipped(t_Bx1, start, end), piece.knots) @ piece.weights
         return total_B
 
 
-def _clipped(left: np.ndarray, length: np.floating | None) -> tuple[np.ndarray, np.ndarray]:
-    """The coordinate of a piece, and that of all after it."""
-    rest = np.zeros_like(left) if length is None else np.maximum(left - length, 0)
-    return left - rest, rest
+def _clipped(t: np.ndarray, start: np.floating, end: np.floating | None) -> np.ndarray:
+    """The coordinate of a piece."""
+    left = np.maximum(t - start, 0)
+    return left if end is None else left - np.maximum(t - end, 0)
 
 
 def _units(own_Bx1: np.ndarray, knots: np.ndarray) -> np.ndarray:
@@ -114,31 +107,22 @@ def build(t_N: np.ndarray, y_N: np.ndarray, depth: int = 2) -> Polyline:
     """
     start = t_N[0] - t_N.dtype.type(_step_before(t_N))
     if depth == 2:
-        knots = np.concatenate([[start], t_N[:-1]])
+        knots = np.append(start, t_N[:-1])
         weights, order = _weights(np.append(knots, t_N[-1]), np.append(0.0, y_N))
-        return Polyline(None, (Piece(knots[order], weights[order], None),))
-    return Polyline(start, tuple(_pieces(t_N, y_N, start, depth - 2)))
-
-
-def _pieces(t_N: np.ndarray, y_N: np.ndarray, start: np.floating, count: int) -> list[Piece]:
+        return Polyline(None, (Piece(knots[order], weights[order]),))
+    split_t, split_y = np.array_split(t_N, depth - 2), np.array_split(y_N, depth - 2)
+    starts = np.array([start, *(t[-1] for t in split_t[:-1])])
     pieces, reached = [], t_N.dtype.type(0)
-    left = np.maximum(t_N - start, 0)
-    for values in np.array_split(y_N, count):
-        size = len(values)
-        last = size == len(left)
-        length = None if last else left[size - 1]
-        own, rest = _clipped(left, length)
-        knots = own[: size - 1]
-        weights, order = _weights(np.append(0, own[:size]), np.append(reached, values))
+    for n, (t, y) in enumerate(zip(split_t, split_y, strict=True)):
+        own = _clipped(t, starts[n], starts[n + 1] if n + 1 < len(starts) else None)
+        weights, order = _weights(np.append(own[:1] * 0, own), np.append(reached, y))
         # The first unit stays the first: it is the coordinate itself.
         order = order[order > 0]
-        piece = Piece(knots[order - 1], np.append(weights[0], weights[order]), length)
+        piece = Piece(own[order - 1], np.append(weights[0], weights[order]))
         pieces.append(piece)
         # What all later points get from here on.
-        end = own[size - 1 : size, None]
-        reached = reached + (_units(end, piece.knots) @ piece.weights)[0]
-        left = rest[size:]
-    return pieces
+        reached = reached + (_units(own[-1:, None], piece.knots) @ piece.weights)[0]
+    return Polyline(starts, tuple(pieces))
 
 
 def _weights(knots_and_end: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -70,7 +70,7 @@ def test_layers_of_a_memorizer(depth):
         assert names == ["direction", "breakpoints", "weights"]
         np.testing.assert_array_equal(found[1].kernel, np.ones((1, 21)))
     else:
-        assert names[:5] == ["direction", "start", "length_0", "breakpoints_0", "weights_0"]
+        assert names[:5] == ["direction", "starts", "breakpoints_0", "weights_0", "breakpoints_1"]
         assert names[-2:] == ["breakpoints_2", "weights_2"]
     np.testing.assert_array_equal(np.argmax(again, axis=1), labels)
 
