@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rethink_jax.layers import OnesDense
-from rethink_jax.theory.polylines import Polyline
+from rethink_jax.theory.polylines import Polyline, cut_off
 
 # Else a GPU would round what the whole construction keeps exact.
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -86,7 +86,7 @@ class _Part(nn.Module):
 
 
 class _DeepPart(nn.Module):
-    """One hidden layer for each piece, each of which sees its own clipped coordinate.
+    """One hidden layer for each piece, and one before them.
 
     What units with fixed weights would pass on from layer to layer is written as it is.
     """
@@ -103,8 +103,8 @@ class _DeepPart(nn.Module):
         for n, size in enumerate(self.sizes):
             own_Bx1 = left_BxP[:, n : n + 1]
             if n + 1 < len(self.sizes):
-                own_Bx1 = own_Bx1 - left_BxP[:, n + 1 : n + 2]
-            units = [own_Bx1]
+                own_Bx1 = own_Bx1 - cut_off(self.dtype) * left_BxP[:, n + 1 : n + 2]
+            units = [nn.relu(own_Bx1)]
             if size > 1:
                 knots = OnesDense(size - 1, self.dtype, name=f"breakpoints_{n}")
                 units.append(nn.relu(knots(own_Bx1)))
@@ -133,7 +133,7 @@ def dense(part: Part) -> list[tuple[np.ndarray, np.ndarray]]:
     from_start, from_end, total = 0, 1, dict[int, float]()
     for n, piece in enumerate(pieces):
         is_last = n + 1 == len(pieces)
-        own = {from_start: 1.0} if is_last else {from_start: 1.0, from_end: -1.0}
+        own = {from_start: 1.0} if is_last else {from_start: 1.0, from_end: -cut_off(a_D.dtype)}
         units = [(own, -knot) for knot in (0.0, *piece.knots)]
         after = dict(enumerate(piece.weights.tolist()))
         if total:

@@ -18,24 +18,28 @@ the order of the steeper of the two slopes that meet at their breakpoint: the te
 are neighbours, and the steepest come last. On 50,000 images that is off by 1.4e-6 where four
 partial sums are kept, and the order of the points by 2e-5; if there is one, by 6e-7, as that is.
 
-Deep networks cancel less. The points are split into pieces, and a piece sees its own clipped
-coordinate u = max(t - start, 0) - max(t - end, 0), so that its terms are small, and constant for
-all points beyond it; its weights are made for the sum that the network has really come to by then,
-so that errors do not add up from piece to piece.
+Deep networks cancel less. The points are split into pieces, and a piece sees them from its own
+start: its units are ReLUs of max(t - start, 0) - M max(t - end, 0) less their breakpoint, with M so
+large that at the first point beyond its end they are all 0, and stay it. So the terms of a piece
+are small, and at other points they are not there at all: nothing cancels between pieces, and no
+error adds up. A piece begins and ends halfway between two points, where nothing depends on digits.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import itertools
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from rethink_jax.schema import UserError
 
 
 class Piece(NamedTuple):
     """Some units of a polyline, whose weighted sum is added to the output.
 
-    knots: breakpoints, in the coordinate of the piece   weights: of each unit; of a deep network
-      one more than knots, of the coordinate itself, which is the first unit
+    knots: breakpoints, from the start of the piece   weights: of each unit; in a deep network one
+      more than knots, since the start is the first breakpoint
     """
 
     knots: np.ndarray
@@ -81,20 +85,23 @@ class Polyline(NamedTuple):
             (piece,) = self.pieces
             return np.maximum(t_Bx1 - piece.knots, 0) @ piece.weights
         total_B = np.zeros_like(t_B)
-        ends = [*self.starts[1:], None]
-        for start, end, piece in zip(self.starts, ends, self.pieces, strict=True):
-            total_B = total_B + _units(_clipped(t_Bx1, start, end), piece.knots) @ piece.weights
+        from_start_Bx1 = np.maximum(t_Bx1 - self.starts[0], 0)
+        for n, piece in enumerate(self.pieces):
+            own_Bx1 = from_start_Bx1
+            if n + 1 < len(self.pieces):
+                from_start_Bx1 = np.maximum(t_Bx1 - self.starts[n + 1], 0)
+                own_Bx1 = own_Bx1 - cut_off(t_B.dtype) * from_start_Bx1
+            units = np.concatenate([own_Bx1, own_Bx1 - piece.knots], axis=1)
+            total_B = total_B + np.maximum(units, 0) @ piece.weights
         return total_B
 
 
-def _clipped(t: np.ndarray, start: np.floating, end: np.floating | None) -> np.ndarray:
-    """The coordinate of a piece."""
-    left = np.maximum(t - start, 0)
-    return left if end is None else left - np.maximum(t - end, 0)
+def cut_off(dtype: Any) -> np.floating:
+    """M: more than the steps of the smallest gap in the longest piece, as far as a dtype has any.
 
-
-def _units(own_Bx1: np.ndarray, knots: np.ndarray) -> np.ndarray:
-    return np.concatenate([own_Bx1, np.maximum(own_Bx1 - knots, 0)], axis=1)
+    Fixed, and so no weight that depends on the points.
+    """
+    return np.dtype(dtype).type(2.0 ** (np.finfo(dtype).nmant + 2))
 
 
 def build(t_N: np.ndarray, y_N: np.ndarray, depth: int = 2) -> Polyline:
@@ -111,18 +118,32 @@ def build(t_N: np.ndarray, y_N: np.ndarray, depth: int = 2) -> Polyline:
         weights, order = _weights(np.append(knots, t_N[-1]), np.append(0.0, y_N))
         return Polyline(None, (Piece(knots[order], weights[order]),))
     split_t, split_y = np.array_split(t_N, depth - 2), np.array_split(y_N, depth - 2)
-    starts = np.array([start, *(t[-1] for t in split_t[:-1])])
-    pieces, reached = [], t_N.dtype.type(0)
+    starts, pieces = [start], []
+    for before, after in itertools.pairwise(split_t):
+        starts.append(_end(starts[-1], before[-1], after[0]))
     for n, (t, y) in enumerate(zip(split_t, split_y, strict=True)):
-        own = _clipped(t, starts[n], starts[n + 1] if n + 1 < len(starts) else None)
-        weights, order = _weights(np.append(own[:1] * 0, own), np.append(reached, y))
-        # The first unit stays the first: it is the coordinate itself.
+        own = t - starts[n]
+        weights, order = _weights(np.append(own[:1] * 0, own), np.append(0.0, y))
+        # The first breakpoint is the start.
         order = order[order > 0]
-        piece = Piece(own[order - 1], np.append(weights[0], weights[order]))
-        pieces.append(piece)
-        # What all later points get from here on.
-        reached = reached + (_units(own[-1:, None], piece.knots) @ piece.weights)[0]
-    return Polyline(starts, tuple(pieces))
+        pieces.append(Piece(own[order - 1], np.append(weights[0], weights[order])))
+    return Polyline(np.array(starts), tuple(pieces))
+
+
+def _end(start: np.floating, before: np.floating, after: np.floating) -> np.floating:
+    """Where a piece ends, between its last point and the next one: halfway, if there is a number.
+
+    Raises:
+      UserError: the points are too near one another for the length of the piece.
+    """
+    halfway = before + (after - before) / 2
+    end = halfway if halfway < after else before
+    if cut_off(start.dtype) * (after - end) < after - start:
+        raise UserError(
+            f"two points on the line, at {before:g}, are too near one another for a piece of a "
+            "deep network to end between them; take another depth, or 2"
+        )
+    return end
 
 
 def _weights(knots_and_end: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -148,6 +148,28 @@ def test_layers_elsewhere_agree_with_the_polyline():
         np.testing.assert_allclose((x @ kernel + bias)[:, 0], made.values(others), rtol=1e-9)
 
 
+def test_the_last_digits_of_a_point_do_not_decide_its_piece():
+    rng = np.random.default_rng(0)
+    t, y = np.sort(rng.normal(size=200)), rng.integers(0, 10, 200).astype(float)
+    line = polylines.build(t, y, depth=42)
+    for factor in (1 - 4 * EPSILON, 1, 1 + 4 * EPSILON):
+        np.testing.assert_allclose(line(t * factor), y, rtol=0, atol=1e-6)
+
+
+def test_a_piece_ends_between_neighbouring_numbers():
+    one, other = 1 + EPSILON, 1 + 2 * EPSILON  # Halfway is rounded to the latter.
+    t, y = np.array([0.5, one, other, 1.5]), np.array([1.0, 2.0, 3.0, 1.0])
+    np.testing.assert_allclose(polylines.build(t, y, depth=6)(t), y, rtol=1e-12)
+
+
+def test_a_piece_cannot_end_between_points_that_are_too_near():
+    points = np.array([[-1.0], [1e-300], [2e-300], [1.0]])
+    with pytest.raises(UserError, match="too near one another for a piece"):
+        memorize(points, [0, 1, 1, 0], depth=4)
+    made = memorize(points, [0, 1, 1, 0])
+    np.testing.assert_allclose(made.values(points), [0, 1, 1, 0], rtol=0, atol=1e-9)
+
+
 # --- numbers --------------------------------------------------------------------------------------
 
 
@@ -304,7 +326,7 @@ def test_one_hidden_layer_loses_the_labels_in_float32(many):
 
 def test_a_deep_network_with_more_directions_keeps_them_in_float32(many):
     images, labels = many
-    made = memorize(images, labels, levels=range(10), depth=300, dtype=np.float32, max_directions=4)
+    made = memorize(images, labels, levels=range(10), depth=150, dtype=np.float32, max_directions=4)
     assert made.values(images).dtype == np.float32
     assert np.abs(made.values(images) - labels).max() < 0.25
     assert len(made.parts) > 1

@@ -78,8 +78,7 @@ def test_layers_of_a_memorizer(depth):
 def test_norms_and_paths_of_a_deep_memorizer():
     images, labels = task(12)
     made = memorize(images, labels, levels=range(5), depth=4)
-    names = ("margin_min", "log_product_frobenius", "log_path_l2_maxpool_nobias",
-             "log_path_l1_sumpool_bias", "jiang_44_log_path_norm")  # fmt: skip
+    names = ("margin_min", "log_product_frobenius", "log_path_l2_maxpool_bias")
     with jax.enable_x64(True):
         found = measures.compute(made.model, made.variables, images, labels, names=names)
     assert found["margin_min"] == pytest.approx(0.5, abs=1e-9)
@@ -214,14 +213,9 @@ def test_unknown_experiments_and_options(tmp_path):
 
 
 def test_command(tmp_path):
-    def launched(*args):
-        command = [sys.executable, "-m", "launch.theory", *args]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-    given = ("--experiment=memorizer", f"--workdir={tmp_path}")
-    done = launched(*given, "--num_train=50", "--depth=3")
+    command = [sys.executable, "-m", "launch.theory", "--experiment=memorizer", "--depth=3"]
+    given = [f"--workdir={tmp_path}", "--num_train=50", "--seed=1"]
+    done = subprocess.run(command + given, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "50 images of digits, random labels" in done.stdout
-    refused = launched(*given, "--num_train=9999")
-    assert refused.returncode == 2
-    assert refused.stderr.startswith("error: data.num_train is 9999")
+    assert "50 images of digits, random labels, seed 1" in done.stdout
+    assert (tmp_path / "memorizer_depth3_float64_digits_50_random_seed1.json").is_file()
