@@ -305,6 +305,10 @@ def _numbers(made: _Made, dataset: Dataset, seconds: float) -> dict[str, Any]:
     }
 
 
+def _most_kib() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # In KiB on Linux.
+
+
 def _stands(published: Published | None) -> dict[str, Any] | None:
     if published is None:
         return None
