@@ -1,0 +1,86 @@
+"""Workers as tasks of Ray: on this machine or on a cluster, with its scheduling and its retries."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from rethink_jax.executors import Command, Process
+from rethink_jax.schema import UserError, first_line
+
+
+class RayTasks:
+    """Slices as Ray tasks, as many at once as the cluster has room for.
+
+    All nodes need the same environment, the folder of the command, the data and the workdir, as on
+    a shared file system.
+
+    Args:
+      address: of a running cluster, "auto" for the one that this machine is a node of; None: a
+        cluster on this machine, that ends with the command
+      cpus, gpus: of each task   retries: of each task, when its node or its worker dies
+
+    Raises:
+      UserError: Ray is not installed, or there is no cluster at the address.
+    """
+
+    def __init__(
+        self, command: Command, address: str | None, cpus: float, gpus: float, retries: int
+    ):
+        try:
+            import ray
+        except ImportError as error:
+            raise UserError(
+                "--executor=ray needs ray; install it with: pip install 'rethink_jax[ray]'"
+            ) from error
+        self._ray, self._command = ray, command
+        try:
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"--ray_address={address}: {first_line(error)}; start a cluster with: ray start "
+                "--head, or leave the address out"
+            ) from error
+        # A fresh process for each task, so that devices are free again when it ends.
+        options: dict[str, Any] = {"max_calls": 1, "max_retries": retries, "num_cpus": cpus}
+        if gpus:
+            options["num_gpus"] = gpus
+        self._task = ray.remote(**options)(_run)
+
+    def start(self, shard: str) -> _Task:
+        log = self._command.log(shard).absolute()
+        return _Task(self._ray, self._task.remote(self._command.of(shard), str(log), os.getcwd()))
+
+    def close(self) -> None:
+        self._ray.shutdown()
+
+
+class _Task:
+    def __init__(self, ray: Any, reference: Any):
+        self._ray, self._reference = ray, reference
+
+    def poll(self) -> int | None:
+        done, _ = self._ray.wait([self._reference], timeout=0)
+        if not done:
+            return None
+        try:
+            return self._ray.get(self._reference)
+        except self._ray.exceptions.RayError:
+            return -1  # Its worker or its node has died more often than Ray tries.
+
+    def interrupt(self) -> None:
+        self._ray.cancel(self._reference)
+
+
+def _run(command: list[str], log: str, folder: str) -> int:
+    """In Ray's worker: runs a slice to its end; cancelled, asks it to save and waits for that."""
+    # Ray hides the GPUs that are not the task's; what is done with the CPU is the slice's matter.
+    env = {"OMP_NUM_THREADS": ""} if os.environ.get("OMP_NUM_THREADS") else {}
+    process = Process(command, Path(log), env, folder=folder)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.interrupt()
+        return process.wait()
