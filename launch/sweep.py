@@ -3,6 +3,7 @@
 python -m launch.sweep --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -16,11 +17,19 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder for everything that the sweep produces")
 _FIELDS = flags.DEFINE_bool("fields", False, "list every field of a config, and run nothing")
+_SHARD = flags.DEFINE_string(
+    "shard",
+    "0/1",
+    "i/n: run part i of n, beside other processes; auto: as SLURM, MPI or a TPU pod say",
+)
+_RETRY = flags.DEFINE_bool("retry_failed", False, "run again the trials that failed before")
+_REUSE = flags.DEFINE_list("reuse", [], "other workdirs, from which finished trials are taken over")
 _PLAN = flags.DEFINE_bool("plan", False, "print what would be run, and run nothing")
 
 
 def main() -> int:
     from rethink_jax import config as config_lib
+    from rethink_jax import slices
     from rethink_jax import sweep as sweep_lib
 
     if _FIELDS.value:
@@ -30,13 +39,14 @@ def main() -> int:
         raise cli.UserError(
             "--config is missing: name the experiment, as in --config=configs/quickstart.py"
         )
-    sweep = sweep_lib.Sweep(_CONFIG.value)
+    sweep = sweep_lib.Sweep(_CONFIG.value, slices.parse(_SHARD.value, os.environ))
     if _PLAN.value:
         print(sweep_lib.plan(sweep, Path(_WORKDIR.value) if _WORKDIR.value else None))
         return cli.EXIT_OK
     if not _WORKDIR.value:
         raise cli.UserError("--workdir is missing: name the folder for the results")
-    return sweep_lib.run(sweep, Path(_WORKDIR.value), sys.argv)
+    options = sweep_lib.Options(_RETRY.value, _REUSE.value)
+    return sweep_lib.run(sweep, Path(_WORKDIR.value), sys.argv, options)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """How commands start and end: flags, one-line errors, exit codes.
 
-0 all done; 2 the user's mistake; 75 interrupted, run the same command again.
+0 all done; 2 the user's mistake, one line says which; 3 some trials failed, the others are done;
+75 interrupted, run the same command again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from absl import app, flags
 from rethink_jax import devices
 from rethink_jax.schema import UserError, suggest
 
-EXIT_OK, EXIT_USER, EXIT_INTERRUPTED = 0, 2, 75
+EXIT_OK, EXIT_USER, EXIT_FAILED, EXIT_INTERRUPTED = 0, 2, 3, 75
 
 flags.DEFINE_bool("debug", False, "show the traceback of a user error")
 

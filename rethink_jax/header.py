@@ -1,4 +1,4 @@
-"""Where numbers come from: the facts about a run that stand in its run.json."""
+"""Where numbers come from: the facts about a command that stand in its workdir."""
 
 from __future__ import annotations
 
@@ -31,39 +31,40 @@ def sha256(config: dict[str, Any]) -> str:
 def opened(
     config: dict[str, Any], datasets: dict[str, AnyDataset], workdir: records.Workdir
 ) -> dict[str, Any]:
-    """The header of a new workdir, or that of this one after checking that it fits.
+    """Writes the header of a new workdir, or checks that this one's fits.
+
+    Returns:
+      what this command adds to the header, for `History.begin_run`.
 
     Raises:
       UserError: the workdir belongs to another experiment, or to other images.
     """
     fixed = trials.fixed_fields(config)
     data = {name: data_facts(d) for name, d in datasets.items()}
-    old = workdir.header()
-    if old is not None:
-        before = old["fixed_fields"]
-        as_stored = {k: list(v) if isinstance(v, tuple) else v for k, v in fixed.items()}
-        if wrong := [k for k in sorted(before) if k in fixed and before[k] != as_stored[k]]:
-            changes = "; ".join(f"{k}: {before[k]!r} there, {fixed[k]!r} now" for k in wrong)
+    own = {"config": config, "config_sha256": sha256(config), "fixed_fields": fixed}
+    history = workdir.history
+    # Of several processes at once, one writes it; it then fits like any other.
+    if history.first() is None:
+        history.create(own | {"data": data})
+    first, old = history.first(), history.header()
+    assert first is not None and old is not None
+    before = old["fixed_fields"]
+    as_stored = {k: list(v) if isinstance(v, tuple) else v for k, v in fixed.items()}
+    if wrong := [k for k in sorted(before) if k in fixed and before[k] != as_stored[k]]:
+        changes = "; ".join(f"{k}: {before[k]!r} there, {fixed[k]!r} now" for k in wrong)
+        raise UserError(
+            f"the workdir {workdir.path} holds another experiment ({changes}); "
+            "name another --workdir, or sweep over the field"
+        )
+    for name in old["data"].keys() & data.keys():
+        if old["data"][name]["fingerprint"] != data[name]["fingerprint"]:
             raise UserError(
-                f"the workdir {workdir.path} holds another experiment ({changes}); "
-                "name another --workdir, or sweep over the field"
+                f"the images of {name} are not those that {workdir.path} was begun with; "
+                "restore the data files, or name another --workdir"
             )
-        for name in old["data"].keys() & data.keys():
-            if old["data"][name]["fingerprint"] != data[name]["fingerprint"]:
-                raise UserError(
-                    f"the images of {name} are not those that {workdir.path} was begun with; "
-                    "restore the data files, or name another --workdir"
-                )
-    return {
-        "format": records.FORMAT,
-        "config": config,
-        "config_sha256": sha256(config),
-        "fixed_fields": fixed,
-        "data": (old or {}).get("data", {}) | data,
-        "choices": (old or {}).get("choices", {}),
-        "widths": (old or {}).get("widths", {}),
-        "runs": (old or {}).get("runs", []),
-    }
+    new = {name: facts for name, facts in data.items() if name not in old["data"]}
+    differs = own if first["config_sha256"] != own["config_sha256"] else {}
+    return differs | ({"data": new} if new else {})
 
 
 def run_facts(command: list[str]) -> dict[str, Any]:

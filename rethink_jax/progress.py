@@ -74,10 +74,15 @@ class Progress:
         else:
             print(line, flush=True)
 
-    def _line(self, now: Snapshot) -> str:
+    @property
+    def rate(self) -> float:
+        """Trial-steps per second, of the last seconds."""
         (start, first), (end, last) = self._history[0], self._history[-1]
-        rate = (last - first) / (end - start) if end > start else 0.0
-        eta = _duration(now.steps_left / rate) if rate else "?"
+        return (last - first) / (end - start) if end > start else 0.0
+
+    def _line(self, now: Snapshot) -> str:
+        rate = self.rate
+        eta = duration(now.steps_left / rate) if rate else "?"
         width = 24
         full = width * now.done // max(now.total, 1)
         return (
@@ -124,7 +129,7 @@ class Counter:
         elif not self._quiet and now - self._last_line >= _LOG_SECONDS:
             self._last_line = now
             left = (now - self._begun) / self._done * (self.total - self._done)
-            self.say(f"{self._what}: {self._done}/{self.total}, {part}  ETA {_duration(left)}")
+            self.say(f"{self._what}: {self._done}/{self.total}, {part}  ETA {duration(left)}")
 
     def say(self, line: str) -> None:
         """Prints a lasting line."""
@@ -134,7 +139,7 @@ class Counter:
             print(line, flush=True)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,15 +1,18 @@
 """What a workdir holds, and how it gets there without ever holding half of it.
 
 examples.npz          a few training images under each pixel corruption
-run.json              the resolved config and every command that ran here, with versions and devices
+run.json              the config and the data, as the first command had them
+runs/, choices/       every command that ran here; what was chosen for speed (`history`)
+claims/               which process runs which slice, and how far it is (`claims`)
 trials.csv            one row per trial: fields, status, final numbers (a view of what follows)
 measures.csv          one row per trial and measure, once it is measured
 trials/<id>/          result.json, curve.csv and network/ of one finished trial, and measures.csv
-                      if it was measured along training
-groups/<id>/          checkpoints of a group that is still running
+                      if it was measured along training; failed.json of one that cannot be run
+groups/<id>/          checkpoints of a group that is still running; groups/<id>.<i>of<n>/ of a slice
 
 A trial is finished once its result.json is there; it is written last, by an atomic rename. Every
-trial has its own folder, so processes can share a workdir without locks.
+trial has its own folder, and no file is written by two processes but trials.csv, whose every
+version is made from what is on disk: so processes share a workdir without locks.
 """
 
 from __future__ import annotations
@@ -18,37 +21,22 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Sequence
+import shutil
+import traceback
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from rethink_jax.schema import UserError, flatten, nest
+from rethink_jax.files import part_of, remove_parts, write_atomically
+from rethink_jax.history import History
+from rethink_jax.schema import UserError, nest
+from rethink_jax.slices import WHOLE, Slice
+from rethink_jax.table import Table, flat_row
 
-FORMAT = 1  # Of the workdir. A reader refuses others.
-
-# Columns of trials.csv beside the trial's fields, in order.
-_BEFORE = ("trial_id", "group_id", "status", "stop_reason")
-_AFTER = ("label_noise", "test_label_noise", "num_params", "steps_per_epoch", "epochs",
-          "epochs_to_fit", "steps_to_fit")  # fmt: skip
 # Columns of the measures.csv of a trial.
 MEASURED = ("epoch", "measure", "value")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file as a whole: a reader sees the old or the new text, also after a crash."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)  # After a power cut, the new name is there, too.
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def short_float(value: Any) -> float | None:
@@ -68,8 +56,9 @@ class Workdir:
         self.path = Path(path).expanduser()
 
     @property
-    def header_path(self) -> Path:
-        return self.path / "run.json"
+    def history(self) -> History:
+        """run.json, and what later commands added."""
+        return History(self.path)
 
     def create(self) -> None:
         """Makes the folder.
@@ -89,32 +78,16 @@ class Workdir:
             ) from error
 
     def header(self) -> dict[str, Any] | None:
-        """run.json, or None in a new workdir.
+        """run.json with all that later commands added (`History.header`); None in a new workdir.
 
         Raises:
-          UserError: run.json cannot be read, or another version of the project wrote it.
+          UserError: it cannot be read, or another version of the project wrote it.
         """
-        try:
-            header = json.loads(self.header_path.read_text())
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"cannot read {self.header_path} ({error}); take another --workdir"
-            ) from error
-        if not isinstance(header, dict) or header.get("format") != FORMAT:
-            raise UserError(
-                f"{self.header_path} was not written by this version of rethink_jax; "
-                "take another --workdir"
-            )
-        return header
-
-    def write_header(self, header: dict[str, Any]) -> None:
-        write_atomically(self.header_path, json.dumps(header, indent=1, sort_keys=True))
+        return self.history.header()
 
     def write_examples(self, examples: dict[str, np.ndarray]) -> None:
         """Writes examples.npz, for `load_examples`."""
-        part = self.path / f".examples.{os.getpid()}.npz"
+        part = part_of(self.path / "examples.npz", ".part.npz")
         np.savez_compressed(part, **examples)
         part.replace(self.path / "examples.npz")
 
@@ -123,21 +96,30 @@ class Workdir:
     def trial_dir(self, trial_id: str) -> Path:
         return self.path / "trials" / trial_id
 
-    def group_dir(self, group_id: str) -> Path:
-        return self.path / "groups" / group_id
+    def group_dir(self, group_id: str, part: Slice = WHOLE) -> Path:
+        """Where the checkpoints of a group, or of a slice of it, are."""
+        return self.path / "groups" / part.checkpoints(group_id)
+
+    def outcomes(self) -> Outcomes:
+        """The trials that have ended, as they are on disk now.
+
+        Raises:
+          UserError: a result is damaged.
+        """
+        found = Outcomes(self.path)
+        found.refresh()
+        return found
 
     def finished(self) -> dict[str, dict[str, Any]]:
-        """The results that are complete, {trial_id: result}."""
-        results = {}
-        for path in sorted((self.path / "trials").glob("*/result.json")):
-            try:
-                results[path.parent.name] = json.loads(path.read_text())
-            except ValueError as error:
-                raise UserError(
-                    f"{path} is damaged ({error}); delete its folder and run the sweep again, "
-                    "which repeats this one trial"
-                ) from error
-        return results
+        """The results that are complete, {trial_id: result}, by id."""
+        return dict(sorted(self.outcomes().finished.items()))
+
+    def tidy(self) -> None:
+        """Removes unfinished files of processes that were killed; only while no other runs."""
+        for folder in (self.path, *(self.path / n for n in ("runs", "choices", "claims"))):
+            remove_parts(folder)
+        for folder in (self.path / "trials").glob(".*"):
+            shutil.rmtree(folder)
 
     def write_curve(self, trial_id: str, columns: Sequence[str], curve_ExC: np.ndarray) -> None:
         """Writes curve.csv: one row per epoch, from 1; empty where nothing was measured."""
@@ -161,32 +143,132 @@ class Workdir:
         """Marks the trial as finished: call it last."""
         text = json.dumps(result, indent=1, allow_nan=False)
         write_atomically(self.trial_dir(trial_id) / "result.json", text)
+        (self.trial_dir(trial_id) / "failed.json").unlink(missing_ok=True)
+
+    def clear_trial(self, trial_id: str) -> None:
+        """Makes the folder of a trial that is about to be written, without unfinished files."""
+        self.trial_dir(trial_id).mkdir(exist_ok=True)
+        remove_parts(self.trial_dir(trial_id))
+
+    def write_failed(self, trial: Any, group_id: str, reason: str, error: Exception) -> None:
+        """Marks a trial as one that cannot be run, with the reason in one line."""
+        self.clear_trial(trial.trial_id)
+        record = {
+            "trial_id": trial.trial_id,
+            "group_id": group_id,
+            "status": "failed",
+            "stop_reason": reason,
+            "trial": nest(dict(trial.fields)),
+            "traceback": traceback.format_exception(error),
+        }
+        path = self.trial_dir(trial.trial_id) / "failed.json"
+        write_atomically(path, json.dumps(record, indent=1))
+
+    def plan_again(self, trial_id: str) -> None:
+        """Takes back that a trial cannot be run."""
+        (self.trial_dir(trial_id) / "failed.json").unlink(missing_ok=True)
 
     def write_table(
         self, planned: Iterable[dict[str, Any]], finished: dict[str, dict[str, Any]]
     ) -> None:
         """Writes trials.csv: every planned and every finished trial once, planned ones first."""
-        rows = {r["trial_id"]: r for r in planned} | finished
-        flat = [_flat_row(row) for row in rows.values()]
-        names = list(dict.fromkeys(name for row in flat for name in row))
-        fields = sorted(n for n in names if n.startswith("trial."))
-        rest = [n for n in names if n not in (*_BEFORE, *_AFTER) and not n.startswith("trial.")]
-        header = [*_BEFORE, *fields, *_AFTER, *sorted(rest)]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, header, restval="", lineterminator="\n")
-        writer.writerow({name: name.removeprefix("trial.") for name in header})
-        writer.writerows(flat)
-        write_atomically(self.path / "trials.csv", text.getvalue())
+        table = Table(planned)
+        for row in finished.values():
+            table.put(row)
+        table.write(self.path / "trials.csv")
 
 
-def _flat_row(result: dict[str, Any]) -> dict[str, Any]:
-    hidden = ("image_shape", "num_classes", "final", "best", "trial")
-    row = {k: v for k, v in result.items() if k not in hidden}
-    row |= {f"trial.{k}": v for k, v in flatten(result["trial"]).items()}
-    parts = {
-        f"{part}_{k}": v for part in ("final", "best") for k, v in result.get(part, {}).items()
-    }
-    return row | parts
+class Outcomes:
+    """The trials of a workdir that have ended, as far as they were read: whoever ran them.
+
+    finished: {trial_id: result}   failed: {trial_id: record}, of those that are not finished
+    """
+
+    def __init__(self, workdir: Path):
+        self._trials = workdir / "trials"
+        self.finished: dict[str, dict[str, Any]] = {}
+        self.failed: dict[str, dict[str, Any]] = {}
+
+    def refresh(self, strict: bool = True, known: Collection[str] = ()) -> set[str]:
+        """Reads what is new on disk; results do not change once they are there.
+
+        Args:
+          strict: else a damaged file is passed over.
+          known: trials that are finished, and whose results are not to be read.
+
+        Returns:
+          the trials of which something is new.
+
+        Raises:
+          UserError: a result is damaged.
+        """
+        changed = set()
+        with os.scandir(self._trials) as entries:
+            # A trial has a folder once there is something to be written of it.
+            names = {e.name for e in entries if e.name[0] != "."}
+        for name in names - self.finished.keys() - set(known):
+            if (result := self._read(name, "result.json", strict)) is not None:
+                self.finished[name] = result
+                self.failed.pop(name, None)
+                changed.add(name)
+                continue
+            record = self._read(name, "failed.json", strict=False)
+            if record != self.failed.get(name):
+                changed.add(name)
+                if record is None:
+                    del self.failed[name]
+                else:
+                    self.failed[name] = record
+        return changed
+
+    def _read(self, trial_id: str, name: str, strict: bool) -> dict[str, Any] | None:
+        path = self._trials / trial_id / name
+        try:
+            return json.loads(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except ValueError as error:
+            if not strict:
+                return None
+            raise UserError(
+                f"{path} is damaged ({error}); delete its folder and run the sweep again, "
+                "which repeats this one trial"
+            ) from error
+
+
+class TableView:
+    """trials.csv of a workdir, kept up with what is on disk."""
+
+    def __init__(self, workdir: Workdir, planned: Iterable[dict[str, Any]], outcomes: Outcomes):
+        self._path, self._outcomes = workdir.path / "trials.csv", outcomes
+        self._table, self._shown = Table(planned), set[str]()
+        self._put([*outcomes.finished, *outcomes.failed])
+
+    def write(self) -> None:
+        """Writes the file as the folders are now.
+
+        A process that was slower may replace it by an older version. It looks again afterwards, as
+        this one does, so that the last version has all that was finished before it.
+        """
+        changed = self._outcomes.refresh(strict=False)
+        # Bounded, since others may finish trials all the time; they write it then, too.
+        for _ in range(10):
+            # What this process has finished itself is there without having been read.
+            self._put(changed | (self._outcomes.finished.keys() - self._shown))
+            self._table.write(self._path)
+            changed = self._outcomes.refresh(strict=False)
+            if not changed:
+                return
+
+    def _put(self, trial_ids: Iterable[str]) -> None:
+        for trial_id in trial_ids:
+            if (result := self._outcomes.finished.get(trial_id)) is not None:
+                self._table.put(result)
+                self._shown.add(trial_id)
+            elif trial_id in self._outcomes.failed:
+                self._table.put(self._outcomes.failed[trial_id])
+            else:
+                self._table.withdraw(trial_id)
 
 
 def planned_row(trial: Any, group_id: str) -> dict[str, Any]:
@@ -233,7 +315,7 @@ def load_results(workdir: str | Path) -> Results:
     known = pd.read_csv(table, dtype={"trial_id": str}) if table.is_file() else pd.DataFrame()
     by_id = {row["trial_id"]: row for row in known.to_dict("records")}
     for trial_id, result in finished.items():
-        row = {k.removeprefix("trial."): v for k, v in _flat_row(result).items()}
+        row = {k.removeprefix("trial."): v for k, v in flat_row(result).items()}
         by_id[trial_id] = row
     curves = []
     for trial_id in finished:

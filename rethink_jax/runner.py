@@ -15,11 +15,14 @@ import numpy as np
 from rethink_jax import memory, records, train, tuning
 from rethink_jax.checkpoint import GroupCheckpoint, save_network
 from rethink_jax.choices import BY_RULE, Choices
-from rethink_jax.cli import EXIT_INTERRUPTED, EXIT_OK
+from rethink_jax.claims import Claim
+from rethink_jax.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
+from rethink_jax.history import Run
 from rethink_jax.lanes import Finished, LaneRun
 from rethink_jax.progress import Progress, Snapshot
 from rethink_jax.result import result_of
-from rethink_jax.schema import first_line
+from rethink_jax.schema import UserError, first_line
+from rethink_jax.slices import Slice
 from rethink_jax.step import Spec
 from rethink_jax.trials import Group, Trial
 
@@ -29,11 +32,16 @@ _TABLE_SECONDS = 5.0  # Between refreshes of trials.csv.
 class Plan(Protocol):
     """What there is to run: a `sweep.Sweep`.
 
-    trials: all that are to be run   group_run: (group, on_finished, lanes, choices) -> its run
+    trials: all that are to be run   part: the slice that they are
+    size_of: how many trials all slices of a group have together
+    group_run: (group, on_finished, lanes, choices) -> its run
     """
 
     settings: dict[str, Any]
     trials: list[Trial]
+    part: Slice
+
+    def size_of(self, group: Group) -> int: ...
 
     def planned_rows(self) -> list[dict[str, Any]]: ...
 
@@ -62,6 +70,10 @@ class _Regularly:
         futures.wait([self._write] if self._write else [])
 
 
+class _WriteFailed(OSError):
+    """What is finished cannot be written: no fault of the trials."""
+
+
 class Runner:
     """Runs the groups of one sweep one after another, and writes what they finish."""
 
@@ -69,42 +81,57 @@ class Runner:
         self,
         sweep: Plan,
         workdir: records.Workdir,
-        finished: dict[str, dict[str, Any]],
+        outcomes: records.Outcomes,
         progress: Progress,
         signals: list[int],
-        head: dict[str, Any],
+        own_run: Run,
+        claim: Claim,
     ):
-        self._sweep, self._workdir, self._finished = sweep, workdir, finished
-        self._progress, self._signals, self._head = progress, signals, head
-        self._layouts = head["runs"][-1].setdefault("groups", {})
-        self._failed: list[str] = []
+        self._sweep, self._workdir, self._outcomes = sweep, workdir, outcomes
+        self._finished = outcomes.finished
+        self._progress, self._signals, self._run, self._claim = progress, signals, own_run, claim
+        self._layouts = own_run.facts.setdefault("groups", {})
         self._own = {t.trial_id for t in sweep.trials}
         self._writes: list[Future[None]] = []
         self._steps = 0
-        self._planned = sweep.planned_rows()
+        self._view = records.TableView(workdir, sweep.planned_rows(), outcomes)
         self._table = _Regularly(_TABLE_SECONDS)
+        claim.report(done=self.done, total=len(sweep.trials))
+
+    @property
+    def done(self) -> int:
+        """Trials of the sweep that are finished."""
+        return sum(t.trial_id in self._finished for t in self._sweep.trials)
+
+    @property
+    def _stopped(self) -> bool:
+        return bool(self._signals) or self._claim.lost
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """While open, all that is written is written by a thread of its own, in order."""
         with ThreadPoolExecutor(1, "writer") as self._writer:
-            self._write_table()
+            self._view.write()
             yield
             self._await_writes(0)
-            self._write_table()
+            self._view.write()
 
     def run_group(self, group: Group) -> None:
-        """Runs a group to its end or to a signal; out of memory, again with fewer lanes."""
+        """Runs a group to its end or to a signal; out of memory, again with fewer lanes.
+
+        What cannot be run is recorded as failed, and no reason to stop.
+        """
         lanes = 0  # As the settings say.
-        while lanes is not None and not self._signals:
+        while lanes is not None and not self._stopped:
             try:
                 return self._attempt(group, lanes)
-            except memory.OutOfMemory as error:
-                self._failed.append(f"group {group.group_id}: {error}")
-                return None
+            except OSError:
+                raise
+            # The network, a corruption and much else can be the user's own code.
             except Exception as error:
-                if not memory.is_out_of_memory(error) or group.group_id not in self._layouts:
-                    raise
+                short = memory.is_out_of_memory(error) and not isinstance(error, UserError)
+                if not short or group.group_id not in self._layouts:
+                    return self._fail(group, error)
                 said = first_line(error)
             # With the error its frames are gone, and with these the arrays of what has failed.
             self._drop_writes()
@@ -115,22 +142,35 @@ class Runner:
                 + (f"goes on with {lanes}" if lanes else "is left")
             )
         if lanes is None:
-            self._failed.append(
-                f"group {group.group_id} runs out of memory with one lane on each of "
-                f"{failed['devices']} device(s). {memory.ADVICE}"
-            )
+            lack = f"out of memory with one lane on each of {failed['devices']} device(s)"
+            self._fail(group, memory.OutOfMemory(f"{lack}. {memory.ADVICE}"))
+
+    def _fail(self, group: Group, error: Exception) -> None:
+        """Records that what is left of a group cannot be run."""
+        self._drop_writes()
+        name = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        reason = name + first_line(error)
+        left = self._todo(group)
+        for trial in left:
+            self._workdir.write_failed(trial, group.group_id, reason, error)
+        self._progress.say(f"{len(left)} trials of group {group.group_id} failed: {reason}")
+
+    def _todo(self, group: Group) -> list[Trial]:
+        ended = self._finished.keys() | self._outcomes.failed.keys()
+        return [t for t in group.trials if t.trial_id not in ended]
 
     def _attempt(self, group: Group, lanes: int) -> None:
         """Runs a group to its end or to a signal, from its checkpoint if there is one."""
-        todo = [t for t in group.trials if t.trial_id not in self._finished]
+        todo = self._todo(group)
         if not todo:
             return
-        choices = self._choices(group, todo)
+        choices = self._choices(group)
         on_finished = lambda f: self._submit(self._write, spec, group, f)  # noqa: E731
         # Not `run` itself, which would refer to itself: its arrays are to go when it goes.
         run = self._sweep.group_run(group, on_finished, lanes, choices)
         spec = run.spec
-        checkpoint, done = GroupCheckpoint(self._workdir.group_dir(group.group_id)), False
+        folder = self._workdir.group_dir(group.group_id, self._sweep.part)
+        checkpoint, done = GroupCheckpoint(folder), False
         with contextlib.closing(run), contextlib.ExitStack() as stack:
             saving = _Regularly(self._sweep.settings["checkpoint.every_seconds"])
             stack.callback(lambda: checkpoint.close(delete=done))
@@ -138,7 +178,7 @@ class Runner:
             self._begin(run, group, todo, checkpoint, fit=not lanes)
             epochs_before = sum(run.epochs_of.values())
             steps_before = self._steps
-            while run.busy and not self._signals:
+            while run.busy and not self._stopped:
                 run.step()
                 # Networks under way hold memory of the devices; the two others are a checkpoint and
                 # trials.csv, for which no dispatch is to wait.
@@ -147,31 +187,36 @@ class Runner:
                 self._steps = steps_before + round(spec.steps_per_epoch * epochs)
                 self._show(run)
                 if self._table.due:
-                    self._table.begun(self._submit(self._write_table))
+                    self._table.begun(self._submit(self._view.write))
                 if saving.due:
                     saving.begun(self._submit(checkpoint.save, *run.checkpoint()))
-            if run.busy:
+            if run.busy and not self._claim.lost:
                 saving.begun(self._submit(checkpoint.save, *run.checkpoint()))
             self._await_writes(0)
             done = not run.busy
 
-    def _choices(self, group: Group, todo: list[Trial]) -> Choices:
+    def _choices(self, group: Group) -> Choices:
         """What the group runs with: as it began in this workdir, or as is measured now."""
-        device = jax.local_devices()[0].device_kind
-        stored = self._head["choices"].get(group.group_id, {})
-        if device in stored:
-            return Choices.from_json(stored[device])
+        device, history = jax.local_devices()[0].device_kind, self._workdir.history
+        if (stored := history.choices(group.group_id, device)) is not None:
+            return Choices.from_json(stored)
         # By rule, to see how much there is to do.
         run = self._sweep.group_run(group, lambda _: None)
         mode = self._sweep.settings["engine.tuning"]
-        trial_steps = len(todo) * run.spec.fields["stop.max_epochs"] * run.spec.steps_per_epoch
+        # Of all slices, which are to come to the same conclusion.
+        trial_steps = (
+            self._sweep.size_of(group)
+            * run.spec.fields["stop.max_epochs"]
+            * run.spec.steps_per_epoch
+        )
         worth = mode == "on" or tuning.is_worth(run.spec, run.chosen, trial_steps)
         if mode == "off" or not worth:
             return BY_RULE
         self._progress.preparing(f"measuring what is fastest for group {group.group_id}")
-        choices = tuning.choose(run.spec, todo, run.chosen, self._sweep.settings, tuning.Kept())
-        self._head["choices"][group.group_id] = stored | {device: choices.to_json()}
-        return choices
+        settings = self._sweep.settings
+        choices = tuning.choose(run.spec, group.trials, run.chosen, settings, tuning.Kept())
+        held = history.settle_choices(group.group_id, device, choices.to_json())
+        return Choices.from_json(held)
 
     def _begin(
         self, run: LaneRun, group: Group, todo: list[Trial], checkpoint: GroupCheckpoint, fit: bool
@@ -183,56 +228,71 @@ class Runner:
         if fit and (note := run.fit()):
             self._progress.say(f"group {group.group_id}: {note}")
             self._layouts[group.group_id] = run.chosen.describe()
-        self._workdir.write_header(self._head)
+        self._run.write()
         run.begin(todo, restored)
 
     def close(self, seconds: float) -> int:
         """Says how it ended; returns the exit code.
 
         Raises:
-          OutOfMemory: there is a group that no number of lanes could run.
+          UserError: another process took over.
         """
-        done = sum(t.trial_id in self._finished for t in self._sweep.trials)
-        if self._signals and done < len(self._sweep.trials):
+        done, total = self.done, len(self._sweep.trials)
+        failed = sum(t.trial_id in self._outcomes.failed for t in self._sweep.trials)
+        if self._claim.lost:
+            raise UserError(
+                f"another process took over slice {self._sweep.part} of {self._workdir.path}, "
+                "since this one showed no sign of life; what was finished before is stored"
+            )
+        self._claim.report(done=done, total=total)
+        if self._signals and done + failed < total:
+            self._claim.state = "interrupted"
             self._progress.say(
-                f"interrupted with {done} of {len(self._sweep.trials)} trials done; everything is "
+                f"interrupted with {done} of {total} trials done; everything is "
                 "saved, the same command goes on from here"
             )
             return EXIT_INTERRUPTED
-        if self._failed:
-            raise memory.OutOfMemory("; ".join(self._failed))
         counts = {}
         for t in self._sweep.trials:
-            status = self._finished[t.trial_id]["status"]
-            counts[status] = counts.get(status, 0) + 1
-        what = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
+            if result := self._finished.get(t.trial_id):
+                counts[result["status"]] = counts.get(result["status"], 0) + 1
+        what = ", ".join(f"{n} {status}" for status, n in sorted(counts.items())) or "none"
         rate = self._steps / seconds
         self._progress.say(
             f"{done} trials done ({what}) in {seconds:.1f} s, {rate:,.0f} trial-steps/s with "
             f"everything; results in {self._workdir.path}"
         )
-        return EXIT_OK
+        self._claim.state = "failed" if failed else "finished"
+        if failed:
+            self._progress.say(
+                f"{failed} of {total} trials failed; {self._workdir.path}/trials.csv has the "
+                "reasons, --retry_failed runs them again"
+            )
+        return EXIT_FAILED if failed else EXIT_OK
 
     def _show(self, run: LaneRun) -> None:
         done = [r for i, r in list(self._finished.items()) if i in self._own]
         epochs = [r["epochs"] for r in done]
         expected = np.mean(epochs) if epochs else run.spec.fields["stop.max_epochs"]
-        left = len(self._sweep.trials) - len(done)
-        begun = sum(run.epochs_of[t] for t in run.lanes if t is not None)
-        self._progress.update(
-            Snapshot(
-                lanes_busy=run.busy,
-                lanes=run.layout.lanes,
-                done=len(done),
-                total=len(self._sweep.trials),
-                diverged=sum(r["status"] == "diverged" for r in done),
-                steps=self._steps,
-                steps_left=max(left * expected - begun, 0) * run.spec.steps_per_epoch,
-            )
+        failed = sum(i in self._own for i in list(self._outcomes.failed))
+        left = len(self._sweep.trials) - len(done) - failed
+        running = {t: run.epochs_of[t] for t in run.lanes if t is not None}
+        now = Snapshot(
+            lanes_busy=run.busy,
+            lanes=run.layout.lanes,
+            done=len(done),
+            total=len(self._sweep.trials),
+            diverged=sum(r["status"] == "diverged" for r in done),
+            steps=self._steps,
+            steps_left=max(left * expected - sum(running.values()), 0) * run.spec.steps_per_epoch,
         )
-
-    def _write_table(self) -> None:
-        self._workdir.write_table(self._planned, dict(self._finished))
+        self._progress.update(now)
+        epochs_each = run.spec.fields["stop.max_epochs"]
+        self._claim.report(
+            done=now.done, total=now.total, steps_per_second=round(self._progress.rate, 3),
+            steps_left=round(now.steps_left),
+            running=[[t.trial_id, round(epochs, 2), epochs_each] for t, epochs in running.items()],
+        )  # fmt: skip
 
     # --- what the writer does ---------------------------------------------------------------------
 
@@ -243,7 +303,12 @@ class Runner:
     def _await_writes(self, most: int) -> None:
         """Waits until at most so many writes are under way; raises what a write raised."""
         while self._writes and (len(self._writes) > most or self._writes[0].done()):
-            self._writes.pop(0).result()
+            try:
+                self._writes.pop(0).result()
+            except Exception as error:
+                if isinstance(error, OSError) or memory.is_out_of_memory(error):
+                    raise
+                raise _WriteFailed(first_line(error)) from error
 
     def _drop_writes(self) -> None:
         """Waits for what is being written; trials whose write runs out of memory are not done."""
@@ -256,7 +321,7 @@ class Runner:
 
     def _write(self, spec: Spec, group: Group, finished: Finished) -> None:
         trial, state = finished.trial, finished.fetch()
-        self._workdir.trial_dir(trial.trial_id).mkdir(exist_ok=True)
+        self._workdir.clear_trial(trial.trial_id)
         epochs = int(state.epoch)
         curve = state.curve[:epochs]
         result = result_of(spec, group, finished, state)

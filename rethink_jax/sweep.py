@@ -1,22 +1,23 @@
-"""From a config to a full workdir: expands, plans, runs group by group, resumes."""
+"""From a config to a full workdir: expands, plans, runs group by group or a slice, resumes."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rethink_jax import claims, header, measuring_along, records, reuse, slices, trials, widths
 from rethink_jax import config as config_lib
-from rethink_jax import header, measuring_along, records, trials, widths
 from rethink_jax import inputs as trial_inputs
 from rethink_jax.choices import BY_RULE, Choices
-from rethink_jax.cli import EXIT_OK
+from rethink_jax.cli import EXIT_FAILED, EXIT_OK
 from rethink_jax.data import sources
 from rethink_jax.data.corruption import corrupt_pixels, pixel_stats
 from rethink_jax.data.streamed import StreamedDataset
@@ -26,6 +27,7 @@ from rethink_jax.lanes import choose_layout
 from rethink_jax.progress import Progress
 from rethink_jax.runner import Runner
 from rethink_jax.schema import UserError, plain
+from rethink_jax.slices import WHOLE, Slice
 from rethink_jax.streaming import StreamRun
 from rethink_jax.trials import Group, Trial
 
@@ -33,15 +35,17 @@ from rethink_jax.trials import Group, Trial
 class Sweep:
     """A config, resolved and checked: its trials, groups, data and settings.
 
-    all_trials: of the whole config   trials: those that `config.only` selects, in groups
+    all_trials: of the whole config   selected: those that `config.only` selects
+    part: the slice that this process is to run   trials: what it has of them, in `groups`
     along: what is measured along training, {static fields of a trial: plan}
-    widths: which networks are padded to which (see `widths`); none before `pad`
+    widths: which networks are padded to which (see `widths`); before `pad` none are, and `trials`
+      are not sliced yet
 
     Raises:
       UserError: anything wrong with the config or its data; nothing has been written by then.
     """
 
-    def __init__(self, config: Any):
+    def __init__(self, config: Any, part: Slice = WHOLE):
         self.config = plain(config)
         if not isinstance(self.config.get("trial"), dict):
             raise UserError(
@@ -49,7 +53,8 @@ class Sweep:
             )
         self.settings = config_lib.settings(self.config)
         self.all_trials = trials.expand(self.config)
-        self.trials = trials.select(self.all_trials, self.settings["only"])
+        self.selected = self.trials = trials.select(self.all_trials, self.settings["only"])
+        self.part = part
         self.widths: widths.Choice = {}
         self.groups = trials.group(self.trials)
         for group in self.groups:
@@ -81,7 +86,15 @@ class Sweep:
         some = [t for t in self.all_trials if _beside_model(t) in self._datasets]
         of_trial = lambda t: self._datasets[_beside_model(t)]  # noqa: E731
         self.widths = chosen = widths.choose(some, of_trial, self.settings, kept)
-        self.groups = trials.group(self.trials, lambda t: widths.padded_to(t, chosen))
+        groups = trials.group(self.selected, lambda t: widths.padded_to(t, chosen))
+        self._sizes = {group.group_id: len(group.trials) for group in groups}
+        self.groups = slices.own(groups, self.part)
+        own = {t.trial_id for group in self.groups for t in group.trials}
+        self.trials = [t for t in self.selected if t.trial_id in own]
+
+    def size_of(self, group: Group) -> int:
+        """How many trials all slices of a group have together."""
+        return self._sizes[group.group_id]
 
     def dataset_of(self, group: Group) -> AnyDataset:
         """The images that a group's trials are trained on."""
@@ -152,7 +165,10 @@ def _padding(group: Group) -> str:
 
 def _counted(sweep: Sweep) -> str:
     groups = len(sweep.groups)
-    return f"{len(sweep.trials)} trials in {groups} group{'s' if groups > 1 else ''}"
+    counted = f"{len(sweep.trials)} trials in {groups} group{'s' if groups > 1 else ''}"
+    if sweep.part == WHOLE:
+        return counted
+    return f"slice {sweep.part} of {len(sweep.selected)} trials: {counted}"
 
 
 def _differing_fields(groups: list[Group]) -> list[str]:
@@ -160,19 +176,38 @@ def _differing_fields(groups: list[Group]) -> list[str]:
     return [n for n in names if len({repr(g.static.get(n)) for g in groups}) > 1]
 
 
-def run(sweep: Sweep, workdir_path: Path, command: list[str]) -> int:
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a command may be asked for beside the config.
+
+    retry_failed: run again what could not be run before
+    reuse: workdirs from which finished trials are taken over
+    """
+
+    retry_failed: bool = False
+    reuse: Sequence[str | Path] = ()
+
+
+def run(
+    sweep: Sweep, workdir_path: Path, command: list[str], options: Options | None = None
+) -> int:
     """Runs what is not finished yet.
 
     Returns:
-      the exit code: 0, or 75 if a signal interrupted it.
+      the exit code: 0; 3 if some trials failed; 75 if a signal interrupted it.
 
     Raises:
-      UserError: the workdir cannot be written, or belongs to another experiment.
+      UserError: the workdir cannot be written, or belongs to another experiment, or another process
+        runs trials of this slice.
     """
-    workdir = records.Workdir(workdir_path)
+    workdir, options = records.Workdir(workdir_path), options or Options()
     workdir.create()
     try:
-        return _run(sweep, workdir, command)
+        adds = header.opened(sweep.config, sweep.datasets, workdir)
+        # The first process chooses for all; what is new to the workdir is chosen now.
+        workdir.history.settle_widths(lambda kept: (sweep.pad(kept), sweep.widths)[1])
+        with _claimed(sweep, workdir) as claim:
+            return _run(sweep, workdir, adds | header.run_facts(command), options, claim)
     except OSError as error:
         raise UserError(
             f"cannot write to the workdir {workdir.path}: {error.strerror or error}; what is "
@@ -180,43 +215,79 @@ def run(sweep: Sweep, workdir_path: Path, command: list[str]) -> int:
         ) from error
 
 
-def _run(sweep: Sweep, workdir: records.Workdir, command: list[str]) -> int:
-    head = header.opened(sweep.config, sweep.datasets, workdir)
-    sweep.pad(head["widths"])
-    head["widths"] = sweep.widths
-    finished = workdir.finished()
-    todo = [t for t in sweep.trials if t.trial_id not in finished]
+def _claimed(sweep: Sweep, workdir: records.Workdir) -> claims.Claim:
+    """The sweep's slice of the workdir, which no other process runs then."""
+    ids = [t.trial_id for t in sweep.trials]
+    groups = [g.group_id for g in sweep.groups]
+    only = sweep.settings["only"]
+    selection = trials.digest((("only", only),))[:6] if only else ""
+    say = lambda line: print(line, flush=True)  # noqa: E731
+    return claims.take(workdir.path, sweep.part, ids, groups, say, selection)
+
+
+def _run(
+    sweep: Sweep,
+    workdir: records.Workdir,
+    facts: dict[str, Any],
+    options: Options,
+    claim: claims.Claim,
+) -> int:
+    if claim.alone(workdir.path):
+        workdir.tidy()
+    outcomes = workdir.outcomes()
+    reused = reuse.copy(sweep, workdir, outcomes, options.reuse)
+    failed = [t.trial_id for t in sweep.trials if t.trial_id in outcomes.failed]
+    if options.retry_failed:
+        for trial_id in failed:
+            workdir.plan_again(trial_id)
+        outcomes.refresh()
+        failed = []
+    ended = outcomes.finished.keys() | outcomes.failed.keys()
+    todo = [t for t in sweep.trials if t.trial_id not in ended]
     for group in sweep.groups:
-        if all(t.trial_id in finished for t in group.trials):
+        if all(t.trial_id in outcomes.finished for t in group.trials):
             # A kill between the last result and the end leaves its checkpoint behind.
-            shutil.rmtree(workdir.group_dir(group.group_id), ignore_errors=True)
+            shutil.rmtree(workdir.group_dir(group.group_id, sweep.part), ignore_errors=True)
     if not todo:
-        workdir.write_table(sweep.planned_rows(), finished)
-        print(f"all {len(sweep.trials)} trials of {workdir.path} are done; nothing to run")
-        return EXIT_OK
-    facts = header.run_facts(command)
-    head["runs"].append(facts)
-    workdir.write_header(head)
+        records.TableView(workdir, sweep.planned_rows(), outcomes).write()
+        for line in [*reused, _nothing_to_run(sweep, workdir, len(failed))]:
+            print(line)
+        claim.state = "failed" if failed else "finished"
+        claim.report(done=len(sweep.trials) - len(failed), total=len(sweep.trials))
+        return EXIT_FAILED if failed else EXIT_OK
     begun = time.monotonic()
     with Progress() as progress, _signals() as signals:
-        progress.say(f"{_counted(sweep)}, {len(sweep.trials) - len(todo)} done, {len(todo)} to run")
-        for line in measuring_along.notes(sweep.groups, sweep.along):
+        before = len(sweep.trials) - len(todo) - len(failed)
+        left = f", {len(failed)} failed before (--retry_failed runs them again)" if failed else ""
+        progress.say(f"{_counted(sweep)}, {before} done{left}, {len(todo)} to run")
+        for line in [*reused, *measuring_along.notes(sweep.groups, sweep.along)]:
             progress.say(line)
         for name, dataset in sweep.datasets.items():
             if sources.differs_from_published(dataset):
                 progress.say(f"note: {dataset.origin} does not hold the published {name} images")
         if not records.load_examples(workdir.path):
             workdir.write_examples(_examples(sweep))
-        runner = Runner(sweep, workdir, finished, progress, signals, head)
+        own_run = workdir.history.begin_run(sweep.part.name, facts)
+        runner = Runner(sweep, workdir, outcomes, progress, signals, own_run, claim)
         with runner.writing():
             for group in sweep.groups:
-                if not signals:
-                    runner.run_group(group)
+                runner.run_group(group)
         seconds = time.monotonic() - begun
         facts |= {"ended": header.now(), "seconds": round(seconds, 3), "interrupted": bool(signals)}
-        facts["trials_finished"] = len(finished) - (len(sweep.trials) - len(todo))
-        workdir.write_header(head)
+        facts["trials_finished"] = runner.done - before
+        own_run.write()
         return runner.close(seconds)
+
+
+def _nothing_to_run(sweep: Sweep, workdir: records.Workdir, failed: int) -> str:
+    total = len(sweep.trials)
+    which = workdir.path if sweep.part == WHOLE else f"slice {sweep.part} of {workdir.path}"
+    if not failed:
+        return f"all {total} trials of {which} are done; nothing to run"
+    return (
+        f"{total - failed} of {total} trials of {which} are done, {failed} failed before; "
+        f"--retry_failed runs them again, {workdir.path}/trials.csv has the reasons"
+    )
 
 
 _EXAMPLES = 8

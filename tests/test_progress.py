@@ -28,8 +28,8 @@ def test_rate_of_dispatches_longer_than_the_window(monkeypatch):
 
 
 def test_durations():
-    assert progress._duration(3) == "0:03"
-    assert progress._duration(3 * 3600 + 62) == "3:01:02"
+    assert progress.duration(3) == "0:03"
+    assert progress.duration(3 * 3600 + 62) == "3:01:02"
 
 
 def test_plain_lines_where_there_is_no_terminal(monkeypatch, capsys):

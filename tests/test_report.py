@@ -51,16 +51,16 @@ def made_workdir(path, nested_trials, results, name="cifar10"):
                 "best": {"test_accuracy": float(np.nanmax(test)), "epoch": int(np.nanargmax(test))},
             },
         )
-    workdir.write_header(
+    workdir.history.create(
         {
-            "format": records.FORMAT,
             "config": {"trial": {"note": "<script>alert(1)</script>"}},
             "config_sha256": "0" * 64,
             "fixed_fields": {},
             "data": {name: {"classes": [str(c) for c in range(10)], "test": 10_000}},
-            "runs": [{"seconds": 7.0, "cpu": {"cores": 2, "model": "x"}, "devices": ["cpu:0 cpu"]}],
         }
     )
+    facts = {"seconds": 7.0, "cpu": {"cores": 2, "model": "x"}, "devices": ["cpu:0 cpu"]}
+    workdir.history.begin_run("0of1", facts)
     # As in a sweep: in the order of the config, not of the ids.
     workdir.write_table([records.planned_row(t, "g") for t in resolved], workdir.finished())
     return path

@@ -15,6 +15,7 @@ from rethink_jax import records, report, trials
 from rethink_jax.measures import ranking as ranks
 from rethink_jax.report import axes, ranking
 from rethink_jax.schema import UserError
+from rethink_jax.table import flat_row
 
 WIDTHS, RATES, SEEDS = ((8,), (16,), (32,)), (0.01, 0.1), (0, 1, 2)
 SETTINGS = list(itertools.product(WIDTHS, RATES))
@@ -61,7 +62,7 @@ def write_measures(path, columns, more=()):
 def frame_of(nested):
     """Trials as `records.load_results` gives them, without results."""
     rows = [records.planned_row(trials.resolve(t), "g") for t in nested]
-    flat = pd.DataFrame([records._flat_row(row) for row in rows])
+    flat = pd.DataFrame([flat_row(row) for row in rows])
     return flat.rename(columns=lambda name: name.removeprefix("trial."))
 
 

@@ -92,7 +92,7 @@ def test_workdir_holds_everything(config, whole):
         assert float(row["final_train_loss"]) == result["final"]["train_loss"]
         nominal, realised = float(row["corruption.label_prob"]), float(row["label_noise"])
         assert (realised == 0) if nominal == 0 else (0 < realised <= nominal + 0.2)
-    head = json.loads((whole / "run.json").read_text())
+    head = records.Workdir(whole).header()
     assert head["config"]["trial"]["batch_size"] == config["trial"]["batch_size"]
     assert len(head["config_sha256"]) == 64
     (facts,) = head["runs"]
@@ -126,7 +126,7 @@ def test_devices_do_not_wait_for_the_disk(what, config, tmp_path, monkeypatch):
 
     owner, name = {
         "checkpoint": (checkpoint.GroupCheckpoint, "save"),
-        "table": (records.Workdir, "write_table"),
+        "table": (records.TableView, "write"),
     }[what]
     monkeypatch.setattr(owner, name, slowly(getattr(owner, name)))
     assert run(config, tmp_path / "w") == 0
@@ -177,7 +177,7 @@ def test_same_command_again_does_nothing_and_says_so(config, whole, capsys):
     assert run(config, whole) == 0
     assert "all 7 trials" in capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in whole.rglob("result.json")} == before
-    assert len(json.loads((whole / "run.json").read_text())["runs"]) == 1
+    assert len(records.Workdir(whole).header()["runs"]) == 1
 
 
 def test_more_seeds_run_only_what_is_new(config, tmp_path, whole, capsys):
@@ -274,7 +274,7 @@ def test_interrupted_and_resumed_is_uninterrupted(
     monkeypatch.undo()
     assert run(config, tmp_path / "w") == 0
     assert_same_results(tmp_path / "w", whole)
-    runs = json.loads((tmp_path / "w" / "run.json").read_text())["runs"]
+    runs = records.Workdir(tmp_path / "w").header()["runs"]
     assert [r["interrupted"] for r in runs] == [True, False]
 
 

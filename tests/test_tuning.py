@@ -1,7 +1,5 @@
 """What is measured, what is kept of it, and what is chosen by it. Times are made up here."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
@@ -187,7 +185,7 @@ def conv_sweep(small_trial, kept):
 
 def run(config, workdir):
     assert sweep.run(sweep.Sweep(config), workdir, ["test"]) == 0
-    return json.loads((workdir / "run.json").read_text())
+    return records.Workdir(workdir).header()
 
 
 def test_a_sweep_writes_its_choices_and_keeps_to_them(conv_sweep, tmp_path, monkeypatch):

@@ -410,7 +410,7 @@ def swept_config():
 
 def run(given, workdir):
     code = sweep.run(sweep.Sweep(given), workdir, ["test"])
-    return code, json.loads((workdir / "run.json").read_text())
+    return code, records.Workdir(workdir).header()
 
 
 @pytest.fixture(scope="module")
