@@ -24,6 +24,18 @@ _SHARD = flags.DEFINE_string(
 )
 _RETRY = flags.DEFINE_bool("retry_failed", False, "run again the trials that failed before")
 _REUSE = flags.DEFINE_list("reuse", [], "other workdirs, from which finished trials are taken over")
+_EXECUTOR = flags.DEFINE_enum(
+    "executor",
+    "local",
+    ["local", "processes", "ray"],
+    "local: this process; processes: one for each GPU of this machine; ray: tasks of a cluster",
+)
+_WORKERS = flags.DEFINE_integer("workers", 0, "at once; 0: one for each GPU, or all that Ray has")
+_SLICES = flags.DEFINE_integer("slices", 0, "parts of the sweep; 0: one for each worker")
+_RETRIES = flags.DEFINE_integer("retries", 3, "how often a slice whose worker dies is begun again")
+_RAY = flags.DEFINE_string("ray_address", None, "of a Ray cluster, or auto; else one is started")
+_RAY_CPUS = flags.DEFINE_float("ray_cpus", 1, "of each Ray task")
+_RAY_GPUS = flags.DEFINE_float("ray_gpus", 0, "of each Ray task")
 _PLAN = flags.DEFINE_bool("plan", False, "print what would be run, and run nothing")
 
 
@@ -39,12 +51,24 @@ def main() -> int:
         raise cli.UserError(
             "--config is missing: name the experiment, as in --config=configs/quickstart.py"
         )
+    if _EXECUTOR.value != "local":
+        import jax
+
+        jax.config.update("jax_platforms", "cpu")  # The GPUs are the workers'.
     sweep = sweep_lib.Sweep(_CONFIG.value, slices.parse(_SHARD.value, os.environ))
     if _PLAN.value:
         print(sweep_lib.plan(sweep, Path(_WORKDIR.value) if _WORKDIR.value else None))
         return cli.EXIT_OK
     if not _WORKDIR.value:
         raise cli.UserError("--workdir is missing: name the folder for the results")
+    if _EXECUTOR.value != "local":
+        from rethink_jax.executors import launching
+
+        how = launching.How(
+            _EXECUTOR.value, _WORKERS.value, _SLICES.value, _RETRIES.value, _RAY.value,
+            _RAY_CPUS.value, _RAY_GPUS.value,
+        )  # fmt: skip
+        return launching.run(sweep, Path(_WORKDIR.value), sys.argv, how)
     options = sweep_lib.Options(_RETRY.value, _REUSE.value)
     return sweep_lib.run(sweep, Path(_WORKDIR.value), sys.argv, options)
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import shutil
-import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rethink_jax import claims, header, measuring_along, records, reuse, slices, trials, widths
+from rethink_jax import (
+    claims,
+    header,
+    measuring_along,
+    records,
+    reuse,
+    signals,
+    slices,
+    trials,
+    widths,
+)
 from rethink_jax import config as config_lib
 from rethink_jax import inputs as trial_inputs
 from rethink_jax.choices import BY_RULE, Choices
@@ -256,7 +264,7 @@ def _run(
         claim.report(done=len(sweep.trials) - len(failed), total=len(sweep.trials))
         return EXIT_FAILED if failed else EXIT_OK
     begun = time.monotonic()
-    with Progress() as progress, _signals() as signals:
+    with Progress() as progress, signals.collected() as received:
         before = len(sweep.trials) - len(todo) - len(failed)
         left = f", {len(failed)} failed before (--retry_failed runs them again)" if failed else ""
         progress.say(f"{_counted(sweep)}, {before} done{left}, {len(todo)} to run")
@@ -268,12 +276,16 @@ def _run(
         if not records.load_examples(workdir.path):
             workdir.write_examples(_examples(sweep))
         own_run = workdir.history.begin_run(sweep.part.name, facts)
-        runner = Runner(sweep, workdir, outcomes, progress, signals, own_run, claim)
+        runner = Runner(sweep, workdir, outcomes, progress, received, own_run, claim)
         with runner.writing():
             for group in sweep.groups:
                 runner.run_group(group)
         seconds = time.monotonic() - begun
-        facts |= {"ended": header.now(), "seconds": round(seconds, 3), "interrupted": bool(signals)}
+        facts |= {
+            "ended": header.now(),
+            "seconds": round(seconds, 3),
+            "interrupted": bool(received),
+        }
         facts["trials_finished"] = runner.done - before
         own_run.write()
         return runner.close(seconds)
@@ -306,23 +318,3 @@ def _examples(sweep: Sweep) -> dict[str, np.ndarray]:
             made = corrupt_pixels(clean, spec, pixel_stats(dataset.train_images))
             found[name] = np.clip(np.round(made.pixels()), 0, 255).astype(np.uint8)
     return found
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying; a second one kills as usual."""
-    received: list[int] = []
-    old = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def handle(number: int, _: Any) -> None:
-        received.append(number)
-        for s, handler in old.items():
-            signal.signal(s, handler)
-
-    for s in old:
-        signal.signal(s, handle)
-    try:
-        yield received
-    finally:
-        for s, handler in old.items():
-            signal.signal(s, handler)

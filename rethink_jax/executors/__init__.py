@@ -7,7 +7,6 @@ came after its last checkpoint; results, progress and claims are in the workdir 
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import os
 import signal
@@ -23,7 +22,6 @@ from rethink_jax.schema import UserError
 
 EXECUTORS = ("local", "processes", "ray")
 _SECONDS_BETWEEN_LOOKS = 0.5
-_DIES_WITH_PARENT = 1  # Of Linux's prctl.
 
 
 class Worker(Protocol):
@@ -37,9 +35,11 @@ class Worker(Protocol):
 
 
 class Executor(Protocol):
-    """Where workers run."""
+    """Where workers run. places: at most so many at once."""
 
-    def start(self, shard: str) -> Worker: ...
+    places: int
+
+    def start(self, shard: str, place: int) -> Worker: ...
 
     def close(self) -> None: ...
 
@@ -62,7 +62,11 @@ class Command:
 
 @dataclasses.dataclass
 class _Slice:
+    """code: how it has ended   begun: how often a worker was begun for it"""
+
+    shard: str
     worker: Worker | None = None
+    place: int = 0
     begun: int = 0
     code: int | None = None
 
@@ -90,45 +94,59 @@ def drive(
     Raises:
       UserError: a worker said that the user made a mistake; the others have ended, too.
     """
-    slices = {shard: _Slice() for shard in shards}
-    asked, mistake = False, None
-    while any(s.code is None for s in slices.values()):
-        for shard, own in slices.items():
+    slices = [_Slice(shard) for shard in shards]
+    free = list(range(min(executor.places, len(slices))))
+    stopping, mistake = False, None
+    while any(s.code is None for s in slices):
+        for own in slices:
             if own.code is not None:
                 continue
             if own.worker is None:
-                if asked:
+                if stopping:
                     own.code = EXIT_INTERRUPTED
-                else:
-                    own.worker, own.begun = executor.start(shard), own.begun + 1
-                continue
-            code = own.worker.poll()
-            if code is None:
-                continue
-            own.worker = None
-            if code == EXIT_USER:
-                mistake = mistake or _mistake(command.log(shard))
-            if code in (EXIT_OK, EXIT_FAILED, EXIT_USER) or asked:
-                own.code = code
-            elif own.begun <= retries:
-                say(f"the worker of {shard} ended with code {code} and is begun again")
-            else:
-                say(
-                    f"the worker of {shard} ended {own.begun} times without finishing; its last "
-                    f"words are in {command.log(shard)}"
-                )
-                own.code = EXIT_FAILED
-        if (signals or mistake) and not asked:
-            asked = True
-            for own in slices.values():
+                elif free:
+                    own.place, own.begun = free.pop(0), own.begun + 1
+                    own.worker = executor.start(own.shard, own.place)
+            elif (code := own.worker.poll()) is not None:
+                own.worker = None
+                free.append(own.place)
+                if code == EXIT_USER:
+                    mistake = mistake or _mistake(command.log(own.shard))
+                own.code = _ended(own, code, stopping, retries, command, say)
+        if (signals or mistake) and not stopping:
+            stopping = True
+            for own in slices:
                 if own.worker:
                     own.worker.interrupt()
         look()
         time.sleep(_SECONDS_BETWEEN_LOOKS)
     if mistake:
         raise UserError(mistake)
-    codes = {s.code for s in slices.values()}
+    codes = {s.code for s in slices}
     return next((c for c in (EXIT_INTERRUPTED, EXIT_FAILED) if c in codes), EXIT_OK)
+
+
+def _ended(
+    own: _Slice,
+    code: int,
+    stopping: bool,
+    retries: int,
+    command: Command,
+    say: Callable[[str], None],
+) -> int | None:
+    """How a slice has ended whose worker has; None: it is to be begun again."""
+    if code in (EXIT_OK, EXIT_FAILED, EXIT_USER):
+        return code
+    if stopping:
+        return EXIT_INTERRUPTED
+    if own.begun <= retries:
+        say(f"the worker of slice {own.shard} ended with code {code} and is begun again")
+        return None
+    say(
+        f"the worker of slice {own.shard} ended {own.begun} times without finishing, the last time "
+        f"with code {code}; what it said is in {command.log(own.shard)}"
+    )
+    return EXIT_FAILED
 
 
 def _mistake(log: Path) -> str:
@@ -141,7 +159,8 @@ def _mistake(log: Path) -> str:
 class Process:
     """A worker that is a process of this machine, in a session of its own.
 
-    It does not outlive the process that begins it.
+    It does not outlive the process that begins it. command: an interpreter, -m, a module, ...
+    cores: that it may use; none: all
     """
 
     def __init__(
@@ -153,17 +172,12 @@ class Process:
         folder: str | None = None,
     ):
         log.parent.mkdir(parents=True, exist_ok=True)
-
-        def prepare() -> None:
-            if sys.platform == "linux":
-                ctypes.CDLL(None).prctl(_DIES_WITH_PARENT, signal.SIGKILL)
-            if cores:
-                os.sched_setaffinity(0, cores)
-
+        places = ",".join(map(str, cores))
+        tied = [command[0], "-m", "rethink_jax.executors.worker", str(os.getpid()), places]
         with log.open("ab") as out:
             self._process = subprocess.Popen(
-                command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                env=os.environ | env, cwd=folder, start_new_session=True, preexec_fn=prepare,
+                [*tied, *command[1:]], stdout=out, stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL, env=os.environ | env, cwd=folder, start_new_session=True,
             )  # fmt: skip
 
     def poll(self) -> int | None:

@@ -26,14 +26,16 @@ class Processes:
                 f"--workers={num_workers}, and there are {len(there)} {what}; take at most "
                 f"{len(there)}"
             )
+        self.places = num_workers
         # Worker i has every num_workers-th of them, from the i-th on.
         self._gpus = [gpus[i::num_workers] for i in range(num_workers)]
         self._cores = [cores[i::num_workers] for i in range(num_workers)]
 
-    def start(self, shard: str) -> Process:
-        i = int(shard.split("/")[0]) % len(self._cores)
-        env = {"CUDA_VISIBLE_DEVICES": ",".join(self._gpus[i])} if self._gpus[i] else {}
-        return Process(self._command.of(shard), self._command.log(shard), env, self._cores[i])
+    def start(self, shard: str, place: int) -> Process:
+        gpus = self._gpus[place]
+        env = {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
+        command, log = self._command.of(shard), self._command.log(shard)
+        return Process(command, log, env, self._cores[place])
 
     def close(self) -> None:
         pass

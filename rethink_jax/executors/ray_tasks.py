@@ -43,15 +43,26 @@ class RayTasks:
                 f"--ray_address={address}: {first_line(error)}; start a cluster with: ray start "
                 "--head, or leave the address out"
             ) from error
+        there = ray.cluster_resources()
+        self.places = int(there.get("GPU", 0) // gpus if gpus else there.get("CPU", 0) // cpus)
+        if not self.places:
+            ray.shutdown()
+            raise UserError(
+                f"the cluster has {there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs, "
+                f"and a task needs {cpus:g} and {gpus:g}; set --ray_cpus and --ray_gpus"
+            )
         # A fresh process for each task, so that devices are free again when it ends.
         options: dict[str, Any] = {"max_calls": 1, "max_retries": retries, "num_cpus": cpus}
         if gpus:
             options["num_gpus"] = gpus
         self._task = ray.remote(**options)(_run)
+        self._cores = 0 if gpus else max(int(cpus), 1)
 
-    def start(self, shard: str) -> _Task:
-        log = self._command.log(shard).absolute()
-        return _Task(self._ray, self._task.remote(self._command.of(shard), str(log), os.getcwd()))
+    def start(self, shard: str, place: int) -> _Task:
+        del place  # Ray knows what is free.
+        log = str(self._command.log(shard).absolute())
+        given = (self._command.of(shard), log, os.getcwd(), self._cores)
+        return _Task(self._ray, self._task.remote(*given))
 
     def close(self) -> None:
         self._ray.shutdown()
@@ -74,11 +85,15 @@ class _Task:
         self._ray.cancel(self._reference)
 
 
-def _run(command: list[str], log: str, folder: str) -> int:
-    """In Ray's worker: runs a slice to its end; cancelled, asks it to save and waits for that."""
-    # Ray hides the GPUs that are not the task's; what is done with the CPU is the slice's matter.
-    env = {"OMP_NUM_THREADS": ""} if os.environ.get("OMP_NUM_THREADS") else {}
-    process = Process(command, Path(log), env, folder=folder)
+def _run(command: list[str], log: str, folder: str, cores: int) -> int:
+    """In Ray's worker: runs a slice to its end; cancelled, asks it to save and waits for that.
+
+    cores: devices that it makes of the CPU; 0: as it would
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if cores:  # Ray counts them, and leaves it to the task to take no more.
+        flags += f" --xla_force_host_platform_device_count={cores}"
+    process = Process(command, Path(log), {"XLA_FLAGS": flags.strip()}, folder=folder)
     try:
         return process.wait()
     except KeyboardInterrupt:
