@@ -40,37 +40,41 @@ _PLAN = flags.DEFINE_bool("plan", False, "print what would be run, and run nothi
 
 
 def main() -> int:
-    from rethink_jax import config as config_lib
-    from rethink_jax import slices
-    from rethink_jax import sweep as sweep_lib
-
     if _FIELDS.value:
-        print(config_lib.describe())
+        from rethink_jax import config
+
+        print(config.describe())
         return cli.EXIT_OK
     if _CONFIG.value is None:
         raise cli.UserError(
             "--config is missing: name the experiment, as in --config=configs/quickstart.py"
         )
-    if _EXECUTOR.value != "local":
-        import jax
-
-        jax.config.update("jax_platforms", "cpu")  # The GPUs are the workers'.
-    sweep = sweep_lib.Sweep(_CONFIG.value, slices.parse(_SHARD.value, os.environ))
-    if _PLAN.value:
-        print(sweep_lib.plan(sweep, Path(_WORKDIR.value) if _WORKDIR.value else None))
-        return cli.EXIT_OK
-    if not _WORKDIR.value:
+    if not _WORKDIR.value and not _PLAN.value:
         raise cli.UserError("--workdir is missing: name the folder for the results")
-    if _EXECUTOR.value != "local":
-        from rethink_jax.executors import launching
+    workdir = Path(_WORKDIR.value) if _WORKDIR.value else None
+    if _EXECUTOR.value == "local" or _PLAN.value:
+        return _here(workdir)
+    return _by_workers(workdir)
 
-        how = launching.How(
-            _EXECUTOR.value, _WORKERS.value, _SLICES.value, _RETRIES.value, _RAY.value,
-            _RAY_CPUS.value, _RAY_GPUS.value,
-        )  # fmt: skip
-        return launching.run(sweep, Path(_WORKDIR.value), sys.argv, how)
-    options = sweep_lib.Options(_RETRY.value, _REUSE.value)
-    return sweep_lib.run(sweep, Path(_WORKDIR.value), sys.argv, options)
+
+def _here(workdir: Path | None) -> int:
+    from rethink_jax import slices, sweep
+
+    made = sweep.Sweep(_CONFIG.value, slices.parse(_SHARD.value, os.environ))
+    if _PLAN.value:
+        print(sweep.plan(made, workdir))
+        return cli.EXIT_OK
+    return sweep.run(made, workdir, sys.argv, sweep.Options(_RETRY.value, _REUSE.value))
+
+
+def _by_workers(workdir: Path) -> int:
+    from rethink_jax import executors
+
+    how = executors.How(
+        _EXECUTOR.value, _WORKERS.value, _SLICES.value, _RETRIES.value, _RAY.value,
+        _RAY_CPUS.value, _RAY_GPUS.value,
+    )  # fmt: skip
+    return executors.run(how, _CONFIG.value, _SHARD.value, workdir, sys.argv)
 
 
 if __name__ == "__main__":

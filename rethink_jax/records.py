@@ -69,8 +69,9 @@ class Workdir:
         try:
             (self.path / "trials").mkdir(parents=True, exist_ok=True)
             (self.path / "groups").mkdir(exist_ok=True)
-            write_atomically(self.path / ".writable", "")
-            (self.path / ".writable").unlink()
+            probe = self.path / f".writable.{os.getpid()}"  # Other processes do the same.
+            write_atomically(probe, "")
+            probe.unlink()
         except OSError as error:
             raise UserError(
                 f"cannot write to the workdir {self.path}: {error.strerror or error}; "

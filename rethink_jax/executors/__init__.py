@@ -7,6 +7,7 @@ came after its last checkpoint; results, progress and claims are in the workdir 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -15,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from rethink_jax.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USER
 from rethink_jax.schema import UserError
@@ -58,6 +59,62 @@ class Command:
 
     def log(self, shard: str) -> Path:
         return self.log_dir / f"{shard.replace('/', 'of')}.log"
+
+
+@dataclasses.dataclass(frozen=True)
+class How:
+    """Where the slices of a sweep run.
+
+    executor: of `EXECUTORS`   workers: at once; 0: one for each GPU, or as many as Ray has room for
+    num_slices: 0: one for each worker   retries: of a slice whose worker dies
+    ray_address, ray_cpus, ray_gpus: see `ray_tasks.RayTasks`
+    """
+
+    executor: str = "processes"
+    workers: int = 0
+    num_slices: int = 0
+    retries: int = 3
+    ray_address: str | None = None
+    ray_cpus: float = 1.0
+    ray_gpus: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "num_slices", "retries", "ray_cpus", "ray_gpus"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--{name} is {getattr(self, name)}; take 0 or more")
+
+
+def run(how: How, config: Any, shard: str, workdir: Path, argv: Sequence[str]) -> int:
+    """Runs a sweep by workers: from the command line to the exit code.
+
+    Call it before jax is imported: Ray begins processes by forks, which jax's threads do not stand.
+
+    Args:
+      shard: as given; a sweep is not to be split twice.
+
+    Raises:
+      UserError: the user's mistake, found here or by a worker; or the executor cannot run here.
+    """
+    command = Command(argv, workdir / "logs")
+    with contextlib.closing(_create(how, command)) as executor:
+        import jax
+
+        jax.config.update("jax_platforms", "cpu")  # The GPUs are the workers'.
+        from rethink_jax import slices, sweep
+        from rethink_jax.executors import launching
+
+        made = sweep.Sweep(config, slices.parse(shard, os.environ))
+        return launching.run(made, workdir, executor, command, how)
+
+
+def _create(how: How, command: Command) -> Executor:
+    if how.executor == "ray":
+        from rethink_jax.executors.ray_tasks import RayTasks
+
+        return RayTasks(command, how.ray_address, how.ray_cpus, how.ray_gpus, how.retries)
+    from rethink_jax.executors import processes
+
+    return processes.Processes(command, how.workers or processes.num_devices())
 
 
 @dataclasses.dataclass

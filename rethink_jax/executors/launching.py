@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from pathlib import Path
 
 from rethink_jax import executors, records, signals, status
 from rethink_jax.cli import EXIT_INTERRUPTED, EXIT_OK
-from rethink_jax.executors import Command, Executor
+from rethink_jax.executors import Command, Executor, How
 from rethink_jax.progress import Counter
 from rethink_jax.schema import UserError
 from rethink_jax.slices import WHOLE
@@ -18,30 +17,7 @@ _SECONDS_BETWEEN_LOOKS = 2.0
 _ENDED = ("fitted", "finished", "diverged", "failed")
 
 
-@dataclasses.dataclass(frozen=True)
-class How:
-    """Where the slices of a sweep run.
-
-    executor: of `EXECUTORS`   workers: at once; 0: one for each GPU, or as many as Ray has room for
-    num_slices: 0: one for each worker   retries: of a slice whose worker dies
-    ray_address, ray_cpus, ray_gpus: see `ray_tasks.RayTasks`
-    """
-
-    executor: str = "processes"
-    workers: int = 0
-    num_slices: int = 0
-    retries: int = 3
-    ray_address: str | None = None
-    ray_cpus: float = 1.0
-    ray_gpus: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("workers", "num_slices", "retries", "ray_cpus", "ray_gpus"):
-            if getattr(self, name) < 0:
-                raise UserError(f"--{name} is {getattr(self, name)}; take 0 or more")
-
-
-def run(sweep: Sweep, workdir: Path, argv: list[str], how: How) -> int:
+def run(sweep: Sweep, workdir: Path, executor: Executor, command: Command, how: How) -> int:
     """Runs a sweep by workers until every slice has ended; returns the exit code.
 
     Raises:
@@ -54,39 +30,22 @@ def run(sweep: Sweep, workdir: Path, argv: list[str], how: How) -> int:
         )
     directory = records.Workdir(workdir)
     directory.create()
-    command = Command(argv, directory.path / "logs")
-    executor = _executor(command, how)
-    try:
-        workers = min(how.workers or executor.places, executor.places)
-        count = min(how.num_slices or workers, len(sweep.trials))
-        shards = [f"{i}/{count}" for i in range(count)]
-        with Counter("trials") as counter, signals.collected() as received:
-            counter.total = len(sweep.trials)
-            counter.say(
-                f"{len(sweep.trials)} trials in {count} slices, by {how.executor}; "
-                f"python -m launch.status --workdir={workdir} has more"
-            )
-            look = _Look(sweep, directory, counter)
-            code = executors.drive(
-                executor, command, shards, how.retries, counter.say, look, received
-            )
-    finally:
-        executor.close()
+    workers = min(how.workers or executor.places, executor.places)
+    count = min(how.num_slices or workers, len(sweep.trials))
+    shards = [f"{i}/{count}" for i in range(count)]
+    with Counter("trials") as counter, signals.collected() as received:
+        counter.total = len(sweep.trials)
+        counter.say(
+            f"{len(sweep.trials)} trials in {count} slices, by {how.executor}; "
+            f"python -m launch.status --workdir={workdir} has more"
+        )
+        look = _Look(sweep, directory, counter)
+        code = executors.drive(executor, command, shards, how.retries, counter.say, look, received)
     counts = status.View(workdir).read().counts
     said = ", ".join(f"{n} {name}" for name, n in counts.items() if n)
     ending = {EXIT_OK: "", EXIT_INTERRUPTED: "interrupted; the same command goes on; "}
     print(f"{ending.get(code, 'not all could be run; ')}{said}; results in {workdir}")
     return code
-
-
-def _executor(command: Command, how: How) -> Executor:
-    if how.executor == "ray":
-        from rethink_jax.executors.ray_tasks import RayTasks
-
-        return RayTasks(command, how.ray_address, how.ray_cpus, how.ray_gpus, how.retries)
-    from rethink_jax.executors import processes
-
-    return processes.Processes(command, how.workers or processes.num_devices())
 
 
 class _Look:
