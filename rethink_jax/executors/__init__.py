@@ -66,20 +66,20 @@ class How:
     """Where the slices of a sweep run.
 
     executor: of `EXECUTORS`   workers: at once; 0: one for each GPU, or as many as Ray has room for
-    num_slices: 0: one for each worker   retries: of a slice whose worker dies
+    slices: 0: one for each worker   retries: of a slice whose worker dies
     ray_address, ray_cpus, ray_gpus: see `ray_tasks.RayTasks`
     """
 
     executor: str = "processes"
     workers: int = 0
-    num_slices: int = 0
+    slices: int = 0
     retries: int = 3
     ray_address: str | None = None
     ray_cpus: float = 1.0
     ray_gpus: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("workers", "num_slices", "retries", "ray_cpus", "ray_gpus"):
+        for name in ("workers", "slices", "retries", "ray_cpus", "ray_gpus"):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name} is {getattr(self, name)}; take 0 or more")
 
@@ -159,7 +159,7 @@ def drive(
             if own.code is not None:
                 continue
             if own.worker is None:
-                if stopping:
+                if stopping or mistake:
                     own.code = EXIT_INTERRUPTED
                 elif free:
                     own.place, own.begun = free.pop(0), own.begun + 1

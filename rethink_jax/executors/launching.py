@@ -31,7 +31,7 @@ def run(sweep: Sweep, workdir: Path, executor: Executor, command: Command, how: 
     directory = records.Workdir(workdir)
     directory.create()
     workers = min(how.workers or executor.places, executor.places)
-    count = min(how.num_slices or workers, len(sweep.trials))
+    count = min(how.slices or workers, len(sweep.trials))
     shards = [f"{i}/{count}" for i in range(count)]
     with Counter("trials") as counter, signals.collected() as received:
         counter.total = len(sweep.trials)
