@@ -1,0 +1,111 @@
+"""Workers that are killed: the results are those of a sweep in one process."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import rethink_jax
+
+REPO = Path(__file__).parents[2]
+# Lanes as in a process that has one core; enough epochs to be killed in.
+GIVEN = [
+    "--config=configs/quickstart.py:quick", "--config.trial.stop.max_epochs=20",
+    "--config.sweep.seed=(0,)", "--config.engine.lanes=2", "--config.engine.tuning=off",
+    "--config.checkpoint.every_seconds=3",
+]  # fmt: skip
+
+
+def start(workdir, *more):
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    command = [sys.executable, "-m", "launch.sweep", *GIVEN, f"--workdir={workdir}", *more]
+    return subprocess.Popen(
+        command, cwd=REPO, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def results(workdir):
+    """{trial_id: what was trained}"""
+    found = {}
+    for path in Path(workdir).glob("trials/*/result.json"):
+        result = json.loads(path.read_text())
+        found[path.parent.name] = (result["epochs"], result["final"], result["status"])
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The sweep in one process."""
+    workdir = tmp_path_factory.mktemp("alone")
+    process = start(workdir)
+    assert process.wait(200) == 0, process.stdout.read()
+    return results(workdir)
+
+
+def worker_of(workdir, part):
+    """The process that has claimed a slice and finished a trial or more, once there is one."""
+    begun = time.monotonic()
+    while time.monotonic() - begun < 200:
+        for path in sorted(Path(workdir).glob(f"claims/{part}.*.json")):
+            if len(list(Path(workdir).glob("trials/*/result.json"))) >= 2:
+                return json.loads(path.read_text())["pid"]
+        time.sleep(0.05)
+    raise AssertionError("no worker has begun")
+
+
+@pytest.mark.parametrize("executor", ["processes", "ray"])
+def test_a_killed_worker_changes_nothing(tmp_path, alone, executor):
+    if executor == "ray" and importlib.util.find_spec("ray") is None:
+        pytest.skip("ray is not installed")
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("two workers need two cores")
+    process = start(tmp_path, f"--executor={executor}", "--workers=2")
+    os.kill(worker_of(tmp_path, "1of2"), signal.SIGKILL)
+    said = process.communicate(timeout=250)[0]
+    assert process.returncode == 0, said
+    assert "the worker of slice 1/2 ended with code -9 and is begun again" in said
+    assert results(tmp_path) == alone
+    trials = rethink_jax.load_results(tmp_path).trials
+    assert trials["trial_id"].is_unique and len(trials) == len(alone)
+
+
+def test_workers_save_and_end_with_the_command(tmp_path, alone):
+    process = start(tmp_path, "--executor=processes", "--workers=1")
+    pid = worker_of(tmp_path, "0of1")
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=100)[0]
+    assert process.returncode == 75, said
+    assert "interrupted; the same command goes on" in said
+    assert not Path(f"/proc/{pid}").exists()
+    # In one process, from where the worker was.
+    process = start(tmp_path)
+    assert process.wait(200) == 0, process.stdout.read()
+    assert results(tmp_path) == alone
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are tied to others on Linux only")
+def test_workers_do_not_outlive_a_command_that_is_killed(tmp_path):
+    process = start(tmp_path, "--executor=processes", "--workers=1")
+    pid = worker_of(tmp_path, "0of1")
+    process.kill()
+    process.wait()
+    begun = time.monotonic()
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() - begun < 20
+        time.sleep(0.05)
+
+
+def test_a_mistake_is_said_in_one_line(tmp_path):
+    process = start(tmp_path, "--executor=processes", "--workers=99")
+    said = process.communicate(timeout=100)[0]
+    assert process.returncode == 2
+    assert said.startswith("error: --workers=99, and there are ") and said.count("\n") == 1
+    process = start(tmp_path, "--executor=processes", "--workers=1", "--shard=0/2")
+    said = process.communicate(timeout=100)[0]
+    assert process.returncode == 2 and "two ways to split a sweep" in said
