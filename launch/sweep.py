@@ -22,6 +22,9 @@ _SHARD = flags.DEFINE_string(
     "0/1",
     "i/n: run part i of n, beside other processes; auto: as SLURM, MPI or a TPU pod say",
 )
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "join jax.distributed; each process runs its part on its own devices"
+)
 _RETRY = flags.DEFINE_bool("retry_failed", False, "run again the trials that failed before")
 _REUSE = flags.DEFINE_list("reuse", [], "other workdirs, from which finished trials are taken over")
 _EXECUTOR = flags.DEFINE_enum(
@@ -60,7 +63,8 @@ def main() -> int:
 def _here(workdir: Path | None) -> int:
     from rethink_jax import slices, sweep
 
-    made = sweep.Sweep(_CONFIG.value, slices.parse(_SHARD.value, os.environ))
+    part = slices.of_process() if _DISTRIBUTED.value else slices.parse(_SHARD.value, os.environ)
+    made = sweep.Sweep(_CONFIG.value, part)
     if _PLAN.value:
         print(sweep.plan(made, workdir))
         return cli.EXIT_OK

@@ -8,11 +8,12 @@ in all or of one group, and who runs what follows from the config alone.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from rethink_jax.schema import UserError
+from rethink_jax.schema import UserError, first_line
 
 if TYPE_CHECKING:  # Names of files are needed where jax is not.
     from rethink_jax.trials import Group
@@ -106,6 +107,33 @@ def _numbers(environ: Mapping[str, str], names: Sequence[str]) -> list[int]:
                 "write --shard=i/n"
             )
     return [int(environ[name]) for name in names]
+
+
+def of_process() -> Slice:
+    """Joins the processes of jax.distributed, as jax finds them; this one's part of a sweep.
+
+    jax knows SLURM, MPI, TPU pods and Kubernetes; elsewhere JAX_COORDINATOR_ADDRESS,
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID say which processes there are.
+
+    Raises:
+      UserError: it finds none, or they do not meet.
+    """
+    import jax
+
+    known = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    given = {k.removeprefix("JAX_").lower(): int(os.environ[k]) for k in known if k in os.environ}
+    try:
+        jax.distributed.initialize(**given)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"--distributed: {first_line(error)}; set JAX_COORDINATOR_ADDRESS=HOST:PORT, "
+            "JAX_NUM_PROCESSES and JAX_PROCESS_ID, or write --shard=i/n instead"
+        ) from error
+    part = Slice(jax.process_index(), jax.process_count())
+    # No process waits for another. Orbax, which asks jax by these names, would have the first one
+    # write for all, and all wait for all at each checkpoint.
+    jax.process_index, jax.process_count = lambda *_: 0, lambda *_: 1
+    return part
 
 
 def own(groups: Sequence[Group], part: Slice) -> list[Group]:

@@ -92,7 +92,7 @@ def test_failed_trials_are_not_tried_again(drive):
 def test_a_mistake_stops_all_and_is_said_once(drive, tmp_path):
     (tmp_path / "0of2.log").write_text("note\nerror: the crop is larger than the image\n")
     executor = FakeExecutor({"0/2": [2], "1/2": [0], "2/2": [0]}, looks={"1/2": 99})
-    with pytest.raises(UserError, match="^the crop is larger than the image$"):
+    with pytest.raises(UserError, match=r"^the crop is larger than the image$"):
         drive(executor)
     assert executor.workers[1].asked
     assert len(executor.started) == 2  # The third one is not begun any more.
