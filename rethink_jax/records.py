@@ -21,7 +21,6 @@ import csv
 import io
 import json
 import os
-import shutil
 import traceback
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -69,8 +68,9 @@ class Workdir:
         try:
             (self.path / "trials").mkdir(parents=True, exist_ok=True)
             (self.path / "groups").mkdir(exist_ok=True)
-            write_atomically(self.path / ".writable", "")
-            (self.path / ".writable").unlink()
+            probe = part_of(self.path / "writable")
+            probe.touch()
+            probe.unlink()
         except OSError as error:
             raise UserError(
                 f"cannot write to the workdir {self.path}: {error.strerror or error}; "
@@ -115,11 +115,9 @@ class Workdir:
         return dict(sorted(self.outcomes().finished.items()))
 
     def tidy(self) -> None:
-        """Removes unfinished files of processes that were killed; only while no other runs."""
-        for folder in (self.path, *(self.path / n for n in ("runs", "choices", "claims"))):
-            remove_parts(folder)
-        for folder in (self.path / "trials").glob(".*"):
-            shutil.rmtree(folder)
+        """Removes unfinished files of processes that were killed."""
+        for name in ("", "runs", "choices", "claims", "trials"):
+            remove_parts(self.path / name)
 
     def write_curve(self, trial_id: str, columns: Sequence[str], curve_ExC: np.ndarray) -> None:
         """Writes curve.csv: one row per epoch, from 1; empty where nothing was measured."""

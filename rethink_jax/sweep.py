@@ -232,8 +232,7 @@ def _run(
     options: Options,
     claim: claims.Claim,
 ) -> int:
-    if claim.alone(workdir.path):
-        workdir.tidy()
+    workdir.tidy()
     outcomes = workdir.outcomes()
     reused = reuse.copy(sweep, workdir, outcomes, options.reuse)
     failed = [t.trial_id for t in sweep.trials if t.trial_id in outcomes.failed]
