@@ -292,7 +292,7 @@ class Results(NamedTuple):
     """What a workdir holds, as pandas frames.
 
     trials: one row per trial, every field a column   curves: one row per trial and epoch
-    run: run.json
+    run: what `Workdir.header` gives
     """
 
     trials: Any

@@ -23,7 +23,7 @@ from rethink_jax.lanes import choose_layout
 from rethink_jax.trials import Assignment, Trial
 from rethink_jax.tuning import forward_flops
 
-# As in run.json: {id of a trial's own static fields: fields of the network that it is padded to}.
+# As in the workdir: {id of a trial's own static fields: fields of the network that it is padded to}.
 Choice = Mapping[str, Mapping[str, Any]]
 
 

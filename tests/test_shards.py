@@ -141,9 +141,11 @@ def test_other_slices_than_before_take_all_up(config, whole, tmp_path, monkeypat
         interrupt_after(patch, 6)
         assert run(config, tmp_path / "w") == 75
     assert 0 < len(records.Workdir(tmp_path / "w").finished()) < 10
+    assert any((tmp_path / "w" / "groups").iterdir())
     for i in range(2):
         assert run(config, tmp_path / "w", (i, 2)) == 0
     assert_same_results(tmp_path / "w", whole)
+    assert not any((tmp_path / "w" / "groups").iterdir())
 
 
 def test_the_first_process_chooses_the_widths_for_all(config, tmp_path):
@@ -259,6 +261,7 @@ def test_reuse_looks_at_the_images(config, whole, tmp_path, capsys):
 def test_reuse_errors(config, tmp_path, other, said):
     with pytest.raises(UserError, match=said):
         run(config, tmp_path / "w", reuse=[tmp_path / other])
+    assert not (tmp_path / "w").exists()
 
 
 def test_leaves(whole):

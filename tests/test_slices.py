@@ -94,3 +94,5 @@ def test_names():
     assert (str(Slice(3, 4)), Slice(3, 4).name) == ("3/4", "3of4")
     assert slices.WHOLE.checkpoints("g") == "g"
     assert Slice(3, 4).checkpoints("g") == "g.3of4"
+    for part in slices.WHOLE, Slice(3, 4):
+        assert Slice.of_checkpoints(part.checkpoints("g")) == part
