@@ -55,6 +55,10 @@ class Workdir:
         self.path = Path(path).expanduser()
 
     @property
+    def header_path(self) -> Path:
+        return self.history.header_path
+
+    @property
     def history(self) -> History:
         """run.json, and what later commands added."""
         return History(self.path)
