@@ -28,7 +28,7 @@ class Choices:
         return self.lowerings.get(shape) or lowering.by_rule(shape)
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in run.json."""
+        """As it stands in a workdir."""
         return {
             "batching": self.batching,
             "lanes_per_device": self.per_device,

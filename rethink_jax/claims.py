@@ -11,8 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rethink_jax.files import part_of, write_atomically, write_once
+from rethink_jax.processes import machine, start_of
 from rethink_jax.schema import UserError
 from rethink_jax.slices import Slice
 
@@ -89,34 +88,6 @@ def read_all(workdir: Path) -> list[Found]:
     return [claim for claim in found if claim is not None]
 
 
-# --- this machine ---------------------------------------------------------------------------------
-
-
-def machine() -> dict[str, str]:
-    """What tells a machine, its present boot, and a container with its own processes apart."""
-    boot = []
-    with contextlib.suppress(OSError):
-        boot.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-        boot.append(os.readlink("/proc/self/ns/pid"))
-    return {"host": socket.gethostname(), "boot": " ".join(boot)}
-
-
-def start_of(pid: int) -> str | None:
-    """When a process began, in the machine's own count; None if there is none, or it has ended.
-
-    A later process with the same number began at another time.
-    """
-    if Path("/proc/self/stat").exists():
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            return None
-        return None if fields[0] in "ZX" else fields[19]
-    command = ["ps", "-o", "stat=", "-o", "lstart=", "-p", str(pid)]
-    stat, _, start = subprocess.run(command, capture_output=True, text=True).stdout.partition(" ")
-    return start.strip() if stat and not stat.startswith("Z") else None
-
-
 # --- taking one -----------------------------------------------------------------------------------
 
 
@@ -136,11 +107,6 @@ class Claim:
     def lost(self) -> bool:
         """Whether another process took over, which took this one for dead."""
         return self._lost
-
-    def alone(self, workdir: Path) -> bool:
-        """Whether no other process is there."""
-        others = (f for f in read_all(workdir) if f.path != self.path)
-        return all(f.life in ("ended", "dead") for f in others)
 
     def report(self, **progress: Any) -> None:
         """What the next heartbeat is to say of the progress."""
@@ -192,9 +158,10 @@ def take(
     folder = workdir / "claims"
     folder.mkdir(exist_ok=True)
     mine = _Wanted(workdir, part, frozenset(trial_ids), frozenset(group_ids))
-    dead = _dead_ones(mine, say)
     name = part.name + (f"-{selection}" if selection else "")
+    # Before they are looked at: who takes over meanwhile has the number that is wanted here.
     numbers = [f.number for f in read_all(workdir) if f.path.name.startswith(f"{name}.")]
+    dead = _dead_ones(mine, say)
     path = folder / f"{name}.{max(numbers, default=0) + 1:06}.json"
     facts = {
         "slice": str(part), **machine(), "pid": os.getpid(), "start": start_of(os.getpid()),

@@ -5,16 +5,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
+import shutil
 from pathlib import Path
+
+from rethink_jax.processes import machine_id, start_of
 
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 def part_of(path: Path, suffix: str = ".part") -> Path:
     """A name beside a file under which it is written first; no two calls give the same."""
-    # Not the process's number alone: processes on two machines can have the same.
-    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{suffix}")
+    # Processes on two machines can have the same number.
+    unique = f"{os.getpid()}-{machine_id()}-{secrets.token_hex(4)}"
+    return path.with_name(f".{path.name}.{unique}{suffix}")
 
 
 def write_atomically(path: Path, text: str, durable: bool = True) -> None:
@@ -65,9 +70,14 @@ def write_once(path: Path, text: str) -> bool:
 
 
 def remove_parts(folder: Path) -> None:
-    """Removes what killed processes left half-written; only while nobody else writes there."""
+    """Removes what processes of this machine left half-written when they were killed."""
     for part in folder.glob(".*.part*"):
-        part.unlink(missing_ok=True)
+        found = re.search(rf"\.(\d+)-{machine_id()}-[0-9a-f]+\.part", part.name)
+        if found and start_of(int(found[1])) is None:
+            if part.is_dir():
+                shutil.rmtree(part, ignore_errors=True)
+            else:
+                part.unlink(missing_ok=True)
 
 
 def _write(path: Path, text: str, durable: bool) -> None:

@@ -21,7 +21,6 @@ import csv
 import io
 import json
 import os
-import shutil
 import traceback
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -56,6 +55,10 @@ class Workdir:
         self.path = Path(path).expanduser()
 
     @property
+    def header_path(self) -> Path:
+        return self.history.header_path
+
+    @property
     def history(self) -> History:
         """run.json, and what later commands added."""
         return History(self.path)
@@ -69,8 +72,13 @@ class Workdir:
         try:
             (self.path / "trials").mkdir(parents=True, exist_ok=True)
             (self.path / "groups").mkdir(exist_ok=True)
+<<<<<<< HEAD
             probe = self.path / f".writable.{os.getpid()}"  # Other processes do the same.
             write_atomically(probe, "")
+=======
+            probe = part_of(self.path / "writable")
+            probe.touch()
+>>>>>>> 4b00bcb53fedff1cc12bc24c566ef14d93c77e76
             probe.unlink()
         except OSError as error:
             raise UserError(
@@ -116,11 +124,9 @@ class Workdir:
         return dict(sorted(self.outcomes().finished.items()))
 
     def tidy(self) -> None:
-        """Removes unfinished files of processes that were killed; only while no other runs."""
-        for folder in (self.path, *(self.path / n for n in ("runs", "choices", "claims"))):
-            remove_parts(folder)
-        for folder in (self.path / "trials").glob(".*"):
-            shutil.rmtree(folder)
+        """Removes unfinished files of processes that were killed."""
+        for name in ("", "runs", "choices", "claims", "trials"):
+            remove_parts(self.path / name)
 
     def write_curve(self, trial_id: str, columns: Sequence[str], curve_ExC: np.ndarray) -> None:
         """Writes curve.csv: one row per epoch, from 1; empty where nothing was measured."""
@@ -295,7 +301,7 @@ class Results(NamedTuple):
     """What a workdir holds, as pandas frames.
 
     trials: one row per trial, every field a column   curves: one row per trial and epoch
-    run: run.json
+    run: what `Workdir.header` gives
     """
 
     trials: Any

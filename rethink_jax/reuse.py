@@ -20,9 +20,22 @@ class Plan(Protocol):
     trials: list[Trial]
 
 
-def copy(
-    sweep: Plan, workdir: Workdir, outcomes: Outcomes, others: Sequence[str | Path]
-) -> list[str]:
+def opened(others: Sequence[str | Path], workdir: Workdir) -> list[Workdir]:
+    """The other workdirs.
+
+    Raises:
+      UserError: one of them is no workdir, or the same one.
+    """
+    found = [Workdir(path) for path in others]
+    for path, other in zip(others, found, strict=True):
+        if other.path.resolve() == workdir.path.resolve():
+            raise UserError(f"--reuse={path} is the workdir itself; name another one")
+        if other.header() is None:
+            raise UserError(f"--reuse={path} is not a workdir: it has no run.json")
+    return found
+
+
+def copy(sweep: Plan, workdir: Workdir, outcomes: Outcomes, others: Sequence[Workdir]) -> list[str]:
     """Copies the trials of a sweep that other workdirs have finished, on the same images.
 
     Args:
@@ -30,20 +43,11 @@ def copy(
 
     Returns:
       a line about each of the other workdirs.
-
-    Raises:
-      UserError: one of them is no workdir, or the same one.
     """
     lines = []
-    head = workdir.header()
-    assert head is not None
-    for path in others:
-        other = Workdir(path)
-        theirs = other.header()
-        if theirs is None:
-            raise UserError(f"--reuse={path} is not a workdir: it has no run.json")
-        if other.path.resolve() == workdir.path.resolve():
-            raise UserError(f"--reuse={path} is the workdir itself; name another one")
+    for other in others:
+        head, theirs = workdir.header(), other.header()
+        assert head is not None and theirs is not None
         count, differ = 0, set[str]()
         for trial in sweep.trials:
             if trial.trial_id in outcomes.finished:

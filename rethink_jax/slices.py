@@ -39,6 +39,12 @@ class Slice(NamedTuple):
         """The name of the folder for checkpoints of its part of a group."""
         return group_id if self.count == 1 else f"{group_id}.{self.name}"
 
+    @staticmethod
+    def of_checkpoints(folder: str) -> Slice:
+        """Whose checkpoints are in a folder of that name."""
+        index, _, count = folder.partition(".")[2].partition("of")
+        return Slice(int(index), int(count)) if count else WHOLE
+
 
 WHOLE = Slice()
 

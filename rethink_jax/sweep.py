@@ -44,7 +44,8 @@ class Sweep:
     """A config, resolved and checked: its trials, groups, data and settings.
 
     all_trials: of the whole config   selected: those that `config.only` selects
-    part: the slice that this process is to run   trials: what it has of them, in `groups`
+    part: the slice that this process is to run   trials: what it has of them, in `groups`, which
+      are parts of `whole_groups`
     along: what is measured along training, {static fields of a trial: plan}
     widths: which networks are padded to which (see `widths`); before `pad` none are, and `trials`
       are not sliced yet
@@ -94,15 +95,14 @@ class Sweep:
         some = [t for t in self.all_trials if _beside_model(t) in self._datasets]
         of_trial = lambda t: self._datasets[_beside_model(t)]  # noqa: E731
         self.widths = chosen = widths.choose(some, of_trial, self.settings, kept)
-        groups = trials.group(self.selected, lambda t: widths.padded_to(t, chosen))
-        self._sizes = {group.group_id: len(group.trials) for group in groups}
-        self.groups = slices.own(groups, self.part)
+        self.whole_groups = trials.group(self.selected, lambda t: widths.padded_to(t, chosen))
+        self.groups = slices.own(self.whole_groups, self.part)
         own = {t.trial_id for group in self.groups for t in group.trials}
         self.trials = [t for t in self.selected if t.trial_id in own]
 
     def size_of(self, group: Group) -> int:
         """How many trials all slices of a group have together."""
-        return self._sizes[group.group_id]
+        return next(len(g.trials) for g in self.whole_groups if g.group_id == group.group_id)
 
     def dataset_of(self, group: Group) -> AnyDataset:
         """The images that a group's trials are trained on."""
@@ -209,13 +209,18 @@ def run(
         runs trials of this slice.
     """
     workdir, options = records.Workdir(workdir_path), options or Options()
+    others = reuse.opened(options.reuse, workdir)
     workdir.create()
     try:
         adds = header.opened(sweep.config, sweep.datasets, workdir)
         # The first process chooses for all; what is new to the workdir is chosen now.
         workdir.history.settle_widths(lambda kept: (sweep.pad(kept), sweep.widths)[1])
         with _claimed(sweep, workdir) as claim:
-            return _run(sweep, workdir, adds | header.run_facts(command), options, claim)
+            outcomes = _taken_up(sweep, workdir, options.retry_failed, others)
+            facts = adds | header.run_facts(command)
+            code = _run(sweep, workdir, outcomes, facts, claim)
+            _remove_checkpoints(sweep, workdir, outcomes, claim)
+            return code
     except OSError as error:
         raise UserError(
             f"cannot write to the workdir {workdir.path}: {error.strerror or error}; what is "
@@ -233,42 +238,61 @@ def _claimed(sweep: Sweep, workdir: records.Workdir) -> claims.Claim:
     return claims.take(workdir.path, sweep.part, ids, groups, say, selection)
 
 
+def _taken_up(
+    sweep: Sweep, workdir: records.Workdir, retry_failed: bool, others: Sequence[records.Workdir]
+) -> records.Outcomes:
+    """What has ended of a workdir, when all is done that precedes a run."""
+    workdir.tidy()
+    outcomes = workdir.outcomes()
+    for line in reuse.copy(sweep, workdir, outcomes, others):
+        print(line, flush=True)
+    if retry_failed:
+        for trial in sweep.trials:
+            workdir.plan_again(trial.trial_id)
+        outcomes.refresh()
+    return outcomes
+
+
+def _remove_checkpoints(
+    sweep: Sweep, workdir: records.Workdir, outcomes: records.Outcomes, claim: claims.Claim
+) -> None:
+    """Removes those of groups that are done, which a kill or other slices than now have left."""
+    others = [f for f in claims.read_all(workdir.path) if f.path != claim.path]
+    there = {f.facts.get("slice") for f in others if f.life in ("alive", "unknown")}
+    for group in sweep.whole_groups:
+        if all(t.trial_id in outcomes.finished for t in group.trials):
+            for folder in (workdir.path / "groups").glob(f"{group.group_id}*"):
+                if str(Slice.of_checkpoints(folder.name)) not in there:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
 def _run(
     sweep: Sweep,
     workdir: records.Workdir,
+    outcomes: records.Outcomes,
     facts: dict[str, Any],
-    options: Options,
     claim: claims.Claim,
 ) -> int:
-    if claim.alone(workdir.path):
-        workdir.tidy()
-    outcomes = workdir.outcomes()
-    reused = reuse.copy(sweep, workdir, outcomes, options.reuse)
-    failed = [t.trial_id for t in sweep.trials if t.trial_id in outcomes.failed]
-    if options.retry_failed:
-        for trial_id in failed:
-            workdir.plan_again(trial_id)
-        outcomes.refresh()
-        failed = []
+    failed = sum(t.trial_id in outcomes.failed for t in sweep.trials)
     ended = outcomes.finished.keys() | outcomes.failed.keys()
     todo = [t for t in sweep.trials if t.trial_id not in ended]
-    for group in sweep.groups:
-        if all(t.trial_id in outcomes.finished for t in group.trials):
-            # A kill between the last result and the end leaves its checkpoint behind.
-            shutil.rmtree(workdir.group_dir(group.group_id, sweep.part), ignore_errors=True)
+    before = len(sweep.trials) - len(todo) - failed
     if not todo:
         records.TableView(workdir, sweep.planned_rows(), outcomes).write()
-        for line in [*reused, _nothing_to_run(sweep, workdir, len(failed))]:
-            print(line)
+        print(_nothing_to_run(sweep, workdir, failed))
         claim.state = "failed" if failed else "finished"
-        claim.report(done=len(sweep.trials) - len(failed), total=len(sweep.trials))
         return EXIT_FAILED if failed else EXIT_OK
     begun = time.monotonic()
+<<<<<<< HEAD
     with Progress() as progress, signals.collected() as received:
         before = len(sweep.trials) - len(todo) - len(failed)
         left = f", {len(failed)} failed before (--retry_failed runs them again)" if failed else ""
+=======
+    with Progress() as progress, _signals() as signals:
+        left = f", {failed} failed before (--retry_failed runs them again)" if failed else ""
+>>>>>>> 4b00bcb53fedff1cc12bc24c566ef14d93c77e76
         progress.say(f"{_counted(sweep)}, {before} done{left}, {len(todo)} to run")
-        for line in [*reused, *measuring_along.notes(sweep.groups, sweep.along)]:
+        for line in measuring_along.notes(sweep.groups, sweep.along):
             progress.say(line)
         for name, dataset in sweep.datasets.items():
             if sources.differs_from_published(dataset):

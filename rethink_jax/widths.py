@@ -4,8 +4,8 @@ A program is compiled for the shapes of its arrays, so a sweep over widths needs
 unit whose weights and biases are all 0 changes nothing (`models.widths` says of which networks, and
 `optimizers.KEEP_ZEROS` under which update rules): it stays so, and the other units are trained
 as without it. What differs is the order of float sums: a product over 64 instead of 8 units may
-round differently in the last bit. So the choice is made once, and written into run.json
-(`widths`), where the workdir keeps to it.
+round differently in the last bit. So the choice is made once, and written into the workdir
+(`choices/widths.*.json`), which keeps to it.
 
 The trials keep their own networks: first weights are drawn in the own shape and then padded, and
 what is stored is cropped to it (`padding`).
@@ -23,7 +23,7 @@ from rethink_jax.lanes import choose_layout
 from rethink_jax.trials import Assignment, Trial
 from rethink_jax.tuning import forward_flops
 
-# As in run.json: {id of a trial's own static fields: fields of the network that it is padded to}.
+# As in a workdir: {id of a trial's own static fields: fields of the network that it is padded to}.
 Choice = Mapping[str, Mapping[str, Any]]
 
 

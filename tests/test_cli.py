@@ -110,6 +110,10 @@ MISTAKES = {
     "trial_is_a_number": (_file("trial_number"), "trial"),
     "section_is_a_number": (_file("section_number"), "optimizer"),
     # the command line
+    "shard_beyond_the_last": (_given("--shard=4/4"), "'4/4'", "0 <= i < n", "--shard=3/4"),
+    "shard_that_is_none": (_given("--shard=one"), "'one'", "i/n"),
+    "shard_of_no_cluster": (_given("--shard=auto"), "SLURM", "--shard=i/n"),
+    "reuse_of_nothing": (_given("--reuse={tmp}/nope"), "--reuse={tmp}/nope", "not a workdir"),
     "workdir_missing": ([QUICK], "--workdir is missing"),
     "unknown_flag": (_given("--wrkdir=x"), "wrkdir", "Did you mean: workdir"),
     "stray_argument": (_given("extra"), "'extra'", "--name=value"),
@@ -310,9 +314,12 @@ def test_the_real_command_does_what_the_forked_one_does(name, outcomes, folder):
 
 
 def test_exit_codes_are_those_of_the_docstring():
-    codes = {int(n) for n in re.findall(r"\b(\d+) [a-z]", cli.__doc__)}
-    assert codes == {cli.EXIT_OK, cli.EXIT_USER, cli.EXIT_INTERRUPTED}
-    assert (cli.EXIT_OK, cli.EXIT_USER, cli.EXIT_INTERRUPTED) == (0, 2, 75)
+    codes = (cli.EXIT_OK, cli.EXIT_USER, cli.EXIT_FAILED, cli.EXIT_INTERRUPTED)
+    assert codes == (0, 2, 3, 75)
+    readme = (ROOT / "README.md").read_text()
+    (told,) = re.findall(r"\*\*Exit codes\*\*(.*?)\. ", readme, re.DOTALL)
+    for text in cli.__doc__, told:
+        assert [int(n) for n in re.findall(r"\b(\d+) [a-z]", text)] == [*codes]
 
 
 TRACEBACK = (

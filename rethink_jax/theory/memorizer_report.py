@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rethink_jax import default_config, header, inputs, load_trial, measures, records, sweep, trials
-from rethink_jax.cli import EXIT_OK
+from rethink_jax.cli import EXIT_FAILED, EXIT_OK
 from rethink_jax.data import preprocess
 from rethink_jax.data.dataset import Dataset
 from rethink_jax.schema import Field, UserError
@@ -70,7 +70,11 @@ def run(
         "memorizer": _memorizer(dataset, labels_N, depth, precision, seed),
     }
     if sgd:
-        if sweep.run(plan, context.folder, context.command) != EXIT_OK:
+        code = sweep.run(plan, context.folder, context.command)
+        if code == EXIT_FAILED:
+            table = context.folder / "trials.csv"
+            raise UserError(f"the network beside it could not be trained; {table} has the reason")
+        if code != EXIT_OK:
             raise KeyboardInterrupt
         found["sgd"] = _sgd(context.folder, trial, dataset, labels_N)
     return found
