@@ -72,13 +72,8 @@ class Workdir:
         try:
             (self.path / "trials").mkdir(parents=True, exist_ok=True)
             (self.path / "groups").mkdir(exist_ok=True)
-<<<<<<< HEAD
-            probe = self.path / f".writable.{os.getpid()}"  # Other processes do the same.
-            write_atomically(probe, "")
-=======
             probe = part_of(self.path / "writable")
             probe.touch()
->>>>>>> 4b00bcb53fedff1cc12bc24c566ef14d93c77e76
             probe.unlink()
         except OSError as error:
             raise UserError(

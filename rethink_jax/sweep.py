@@ -283,14 +283,8 @@ def _run(
         claim.state = "failed" if failed else "finished"
         return EXIT_FAILED if failed else EXIT_OK
     begun = time.monotonic()
-<<<<<<< HEAD
     with Progress() as progress, signals.collected() as received:
-        before = len(sweep.trials) - len(todo) - len(failed)
-        left = f", {len(failed)} failed before (--retry_failed runs them again)" if failed else ""
-=======
-    with Progress() as progress, _signals() as signals:
         left = f", {failed} failed before (--retry_failed runs them again)" if failed else ""
->>>>>>> 4b00bcb53fedff1cc12bc24c566ef14d93c77e76
         progress.say(f"{_counted(sweep)}, {before} done{left}, {len(todo)} to run")
         for line in measuring_along.notes(sweep.groups, sweep.along):
             progress.say(line)
