@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rethink_jax import header
+from rethink_jax.data.dataset import Dataset
 from rethink_jax.schema import UserError
 from rethink_jax.theory import images, overtraining, overtraining_images, overtraining_text
 from rethink_jax.theory.overtraining import Setting
@@ -71,6 +72,7 @@ def run(
       UserError: as `images.load`; an option out of its range.
     """
     _check(snr, step, alphas, label_noise, ratios, min(steps, seeds, image_steps, image_seeds))
+    whole = None if data is None else images.load(data, data_dir, None, seed)
     simulation = _Simulation(dimensions, step, steps, range(seed, seed + seeds))
     found: dict[str, Any] = {
         "model": {
@@ -95,13 +97,11 @@ def run(
         found["curves"].append(_curve(case, steps_C, np.array(errors)))
     say("best times by signal to noise")
     found["times"] = [_times(alpha, simulation) for alpha in _TIME_ALPHAS]
-    if data is not None:
-        found["images"] = _images(
-            say, data, data_dir, seed,
-            overtraining_images.Options(
-                num_train, label_noise, ratios, image_steps, range(seed, seed + image_seeds)
-            ),
-        )  # fmt: skip
+    if whole is not None:
+        of_images = overtraining_images.Options(
+            num_train, label_noise, ratios, image_steps, range(seed, seed + image_seeds)
+        )
+        found["images"] = _images(say, whole, of_images)
     return found | {"statements": _statements(found)}
 
 
@@ -241,7 +241,8 @@ def _times(alpha: float, simulation: _Simulation) -> dict[str, Any]:
     simulated = []
     for snr, expected in zip(_TIME_SNRS, theory, strict=True):
         last = max(math.ceil(4 * expected / rate), 2)
-        steps_C = np.unique(np.geomspace(1, last, 200).astype(int))
+        # Some twice, so that all are as many: one compilation.
+        steps_C = np.geomspace(1, last, 200).astype(int)
         errors = []
         for seed in simulation.seeds:
             drawn = overtraining.draw(Setting(alpha, snr), simulation.dimensions, seed)
@@ -251,7 +252,7 @@ def _times(alpha: float, simulation: _Simulation) -> dict[str, Any]:
     low = (1 - math.sqrt(alpha)) ** 2
     return {
         "alpha": alpha, "snr": list(_TIME_SNRS), "theory": theory, "simulated": simulated,
-        # Of the last decades of a theory: d time / d log(snr), and 1 over the smallest eigenvalue.
+        # By theory at large snr: d time / d log(snr), and 1 over the smallest eigenvalue.
         "slope": None if alpha == 1 else float(np.diff(large)[0] / np.diff(np.log(_LARGE_SNRS))[0]),
         "slope in the limit": 1 / low if low else None,
         "exponent": float(np.polyfit(np.log(_TIME_SNRS[-4:]), np.log(theory[-4:]), 1)[0]),
@@ -265,13 +266,8 @@ def _times(alpha: float, simulation: _Simulation) -> dict[str, Any]:
 
 
 def _images(
-    say: Callable[[str], None],
-    data: str,
-    data_dir: str | None,
-    seed: int,
-    options: overtraining_images.Options,
+    say: Callable[[str], None], whole: Dataset, options: overtraining_images.Options
 ) -> dict[str, Any]:
-    whole = images.load(data, data_dir, None, seed)
     made = overtraining_images.run(whole, options, say)
     by_ratio: dict[str, dict[str, list[float | None]]] = {}
     for name, rows in made["errors"].items():
@@ -279,7 +275,7 @@ def _images(
             for what, value in _spread(values).items():
                 by_ratio.setdefault(name, {}).setdefault(what, []).append(value)
     return {
-        "data": header.data_facts(whole) | {"name": data},
+        "data": header.data_facts(whole) | {"name": whole.name},
         "images": options.num_train, "label noise": options.noise, "seeds": len(options.seeds),
         "steps": options.steps, "ratio": list(map(float, options.ratios)),
         "features": made["features"], "errors": by_ratio,
