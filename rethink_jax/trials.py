@@ -11,17 +11,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from rethink_jax import models, optimizers
+from rethink_jax import axes, models, optimizers
+from rethink_jax.axes import Assignment
 from rethink_jax.data import corruption, preprocess, sources, streamed
 from rethink_jax.schema import Field, UserError, flatten, nest, plain, suggest
-
-Assignment = dict[str, Any]  # dotted field name -> value
 
 _SEED = dict(low=0, high=2**31 - 1)
 
@@ -302,7 +300,7 @@ def expand(config: Any) -> list[Trial]:
     """
     config = plain(config)
     trials: dict[Trial, Assignment] = {}
-    for assignment in _assignments(config.get("sweep") or {}, "sweep"):
+    for assignment in _assignments(config):
         trial = resolve(_override(config["trial"], assignment))
         if trial in trials:
             raise UserError(
@@ -352,7 +350,7 @@ def _is(value: Any, text: str) -> bool:
 def fixed_fields(config: Any) -> Assignment:
     """The fields that no axis of the sweep sets, {dotted name: value}, defaults filled in."""
     config = plain(config)
-    swept = {name for a in _assignments(config.get("sweep") or {}, "sweep") for name in a}
+    swept = {name for a in _assignments(config) for name in a}
     given = flatten(config["trial"])
     defaults = {k: f.default for k, f in FIELDS.items()}
     name = given.get("model.name", defaults["model.name"])
@@ -377,54 +375,5 @@ def _override(trial: dict[str, Any], assignment: Assignment) -> dict[str, Any]:
     return nest(flat)
 
 
-def _assignments(sweep: dict[str, Any], where: str) -> Iterator[Assignment]:
-    """Every combination of field values that one sweep asks for."""
-    sweep = dict(_section(sweep, where))
-    zipped = _section(sweep.pop("zipped", {}), f"{where}.zipped")
-    union = _section(sweep.pop("union", {}), f"{where}.union")
-    factors = [[{k: v} for v in values] for k, values in _axes(sweep, where).items()]
-    for name, axes in zipped.items():
-        columns = _axes(_section(axes, f"{where}.zipped.{name}"), f"{where}.zipped.{name}")
-        if len({len(values) for values in columns.values()}) > 1:
-            lengths = ", ".join(f"{k}: {len(v)}" for k, v in columns.items())
-            raise UserError(f"config.{where}.zipped.{name} needs axes of one length, has {lengths}")
-        factors.append([dict(zip(columns, row)) for row in zip(*columns.values())])  # noqa: B905
-    if union:
-        factors.append(
-            [a for k, sub in union.items() for a in _assignments(sub, f"{where}.union.{k}")]
-        )
-    for combination in itertools.product(*[f for f in factors if f]):
-        merged: Assignment = {}
-        for part in combination:
-            if twice := merged.keys() & part.keys():
-                raise UserError(f"config.{where} sets {sorted(twice)[0]!r} by two axes; keep one")
-            merged |= part
-        yield merged
-
-
-def _section(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UserError(
-            f"config.{where} is {value!r}; it holds axes by name, as in "
-            f"config.{where} = {{'seed': (0, 1)}}"
-        )
-    return value
-
-
-def _axes(sweep: dict[str, Any], where: str) -> dict[str, tuple[Any, ...]]:
-    known = [*FIELDS, "model"]
-    axes = {}
-    for name, values in sorted(flatten(sweep).items()):
-        if name not in known and not name.startswith("model."):
-            raise UserError(
-                f"unknown axis {name!r} in config.{where}{suggest(name, known)}; an axis is a "
-                "field of config.trial"
-            )
-        if not isinstance(values, tuple | list):
-            raise UserError(
-                f"config.{where}.{name} is {values!r}; an axis is a tuple of values, "
-                f"as in config.{where}.{name} = ({values!r},)"
-            )
-        if values:
-            axes[name] = tuple(values)
-    return axes
+def _assignments(config: dict[str, Any]) -> Iterator[Assignment]:
+    return axes.assignments(config.get("sweep") or {}, [*FIELDS, "model"])

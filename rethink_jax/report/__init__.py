@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from rethink_jax import records
 from rethink_jax.schema import UserError
+from rethink_jax.theory import cases
 
 
 class Report(NamedTuple):
@@ -23,11 +24,22 @@ def build(workdir: str | Path) -> Report:
       UserError: not a workdir, no finished trial in it, or the report extra is not installed.
     """
     try:
-        from rethink_jax.report import along, capacity, figures, page, ranking, series, tables
+        from rethink_jax.report import (
+            along,
+            capacity,
+            figures,
+            page,
+            ranking,
+            series,
+            tables,
+            theory,
+        )
     except ImportError as error:
         raise UserError(
             f"the report needs {error.name}; install it with: pip install 'rethink_jax[report]'"
         ) from error
+    if not records.Workdir(workdir).header_path.is_file() and (found := cases.load(workdir)):
+        return Report(*theory.build(Path(workdir).expanduser(), found))
     results = records.load_results(workdir)
     done = results.trials[results.trials["status"].isin(("fitted", "finished", "diverged"))]
     if done.empty:
