@@ -11,8 +11,8 @@ its way from the end:
   w_i - v_i = left (w_i(0) - v_i) + (1 - left) n_i / sqrt(x),   and for x = 0   w_i(0) - v_i
 
 so its mean square is left^2 (1 + start^2) + (1 - left)^2 / (snr x), and the sum over modes becomes
-a mean over the Marchenko-Pastur law. All formulas here are derived from this. The setting is that
-of Advani and Saxe (2017, arXiv 1710.03667; their conventions may differ by constants).
+a mean over the Marchenko-Pastur law. The question is that of Advani and Saxe (2017, arXiv
+1710.03667); the setting as written here and all formulas are derived, not quoted from them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """The overtraining peak at as many weights as examples, and what removes it.
 
 A linear student of a noisy teacher, by theory in the limit of large dimensions and by gradient
-descent; then random ReLU features of images with noisy labels. The claims are those of the abstract
-of Advani and Saxe (2017, arXiv 1710.03667); the formulas are derived in `overtraining`.
+descent; then random ReLU features of images with noisy labels. Advani and Saxe (2017, arXiv
+1710.03667, abstract) say where overtraining is worst, that small initial weights are needed where
+examples are few, and that some directions of the weights stay frozen; how the best time to stop
+grows is measured beside that. The formulas are derived in `overtraining`.
 """
 
 from __future__ import annotations
