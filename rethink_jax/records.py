@@ -205,9 +205,11 @@ class Outcomes:
           UserError: a result is damaged.
         """
         changed = set()
-        with os.scandir(self._trials) as entries:
+        try:
             # A trial has a folder once there is something to be written of it.
-            names = {e.name for e in entries if e.name[0] != "."}
+            names = {name for name in os.listdir(self._trials) if name[0] != "."}
+        except FileNotFoundError:  # A workdir that is only planned.
+            return changed
         for name in names - self.finished.keys() - set(known):
             if (result := self._read(name, "result.json", strict)) is not None:
                 self.finished[name] = result
