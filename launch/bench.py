@@ -4,6 +4,7 @@ python -m launch.bench --torch_python=PATH --json=bench.json
 python -m launch.bench --quick
 """
 
+import json
 import os
 import sys
 
@@ -23,10 +24,18 @@ _REPEATS = flags.DEFINE_integer("repeats", None, "of each way; 5, with --quick 2
 _SECONDS = flags.DEFINE_float("seconds", None, "that a repeat takes; 3, with --quick 0.3")
 _JSON = flags.DEFINE_string("json", "", "file for all results, with every repeat")
 _TORCH = flags.DEFINE_string("torch_python", "", "an interpreter that has PyTorch")
+_EXECUTORS = flags.DEFINE_list(
+    "executors", [], "processes, ray: time a sweep by these alone, with more and more workers"
+)
+_WORKERS = flags.DEFINE_list(
+    "workers", [], "numbers of them for --executors; not given: 1, 2, 4 ..."
+)
 _PROFILE = flags.DEFINE_string("profile", "", "folder for traces of the engine, one per network")
 
 
 def main() -> int:
+    if _EXECUTORS.value:
+        return _scaling()
     from rethink_jax.bench import session
 
     given = {
@@ -45,6 +54,18 @@ def main() -> int:
         torch_python=_TORCH.value, profile=_PROFILE.value,
     )  # fmt: skip
     session.run(options, sys.argv, _ENVIRONMENT, lambda text: print(text, flush=True))
+    return cli.EXIT_OK
+
+
+def _scaling() -> int:
+    from rethink_jax.bench import scaling
+
+    if wrong := [text for text in _WORKERS.value if not text.isdigit()]:
+        raise cli.UserError(f"--workers has {wrong[0]!r}; write numbers, as in --workers=1,2,4")
+    rows = scaling.run(_EXECUTORS.value, [int(n) for n in _WORKERS.value], _ENVIRONMENT, print)
+    if _JSON.value:
+        with open(_JSON.value, "w") as file:
+            json.dump(rows, file, indent=1)
     return cli.EXIT_OK
 
 

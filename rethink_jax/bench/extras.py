@@ -68,7 +68,7 @@ def start(results: dict[str, Any], options: Any, environment: Environment) -> di
         environment = environment | {"JAX_COMPILATION_CACHE_DIR": f"{folder}/cache"}
         try:
             cold, warm = (
-                _sweep(_SMALL, folder, [f"--workdir={folder}/{name}"], environment)
+                sweep_seconds(_SMALL, folder, [f"--workdir={folder}/{name}"], environment)
                 for name in ("cold", "warm")
             )
         except client.WorkerError as error:
@@ -82,12 +82,15 @@ def plan(results: dict[str, Any], options: Any, environment: Environment) -> dic
     with tempfile.TemporaryDirectory() as folder:
         environment = environment | {"JAX_COMPILATION_CACHE_DIR": ""}
         try:
-            return {"trials": 10_000, "seconds": _sweep(_LARGE, folder, ["--plan"], environment)}
+            return {
+                "trials": 10_000,
+                "seconds": sweep_seconds(_LARGE, folder, ["--plan"], environment),
+            }
         except client.WorkerError as error:
             return {"error": str(error)}
 
 
-def _sweep(config: str, folder: str, flags: list[str], environment: Environment) -> float:
+def sweep_seconds(config: str, folder: str, flags: list[str], environment: Environment) -> float:
     """Seconds of one `launch.sweep`.
 
     Raises:
