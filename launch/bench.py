@@ -27,9 +27,7 @@ _TORCH = flags.DEFINE_string("torch_python", "", "an interpreter that has PyTorc
 _EXECUTORS = flags.DEFINE_list(
     "executors", [], "processes, ray: time a sweep by these alone, with more and more workers"
 )
-_WORKERS = flags.DEFINE_list(
-    "workers", [], "numbers of them for --executors; not given: 1, 2, 4 ..."
-)
+_WORKERS = flags.DEFINE_list("workers", [], "numbers of them; not given: 1, 2, 4 ...")
 _PROFILE = flags.DEFINE_string("profile", "", "folder for traces of the engine, one per network")
 
 

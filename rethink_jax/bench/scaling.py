@@ -44,7 +44,7 @@ def run(
     Raises:
       UserError: no such executor, or not as many cores or GPUs.
     """
-    gpus = processes.gpus()
+    gpus = processes.visible_gpus()
     places = gpus or sorted(os.sched_getaffinity(0))
     known = [name for name in EXECUTORS if name != "local"]
     for name in names:
@@ -61,8 +61,8 @@ def run(
         )
     say(
         f"{_TRIALS} trials of digits, one hidden layer of 512, {_EPOCHS} epochs; a "
-        f"{'GPU' if gpus else 'core'} for each worker; seconds of the slowest worker from its first "
-        "to its last trial, and of the whole command\n"
+        f"{'GPU' if gpus else 'core'} for each worker; seconds of the slowest worker from its "
+        "first to its last trial, and of the whole command\n"
         f"{'executor':12}{'workers':>8}{'seconds':>10}{'command':>10}{'times one':>11}"
     )
     rows: list[dict[str, Any]] = []

@@ -18,7 +18,7 @@ class Processes:
 
     def __init__(self, command: Command, num_workers: int):
         self._command = command
-        gpus = gpus()
+        gpus = visible_gpus()
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         what, there = ("GPUs", gpus) if gpus else ("cores", cores)
         if there and num_workers > len(there):
@@ -43,10 +43,10 @@ class Processes:
 
 def num_devices() -> int:
     """GPUs of this machine; 1 where there is none, as all cores are devices of one process."""
-    return max(len(gpus()), 1)
+    return max(len(visible_gpus()), 1)
 
 
-def gpus() -> list[str]:
+def visible_gpus() -> list[str]:
     """The GPUs that this process may use, by their names for CUDA."""
     # Not by jax, which would take memory on each of them.
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
