@@ -81,8 +81,8 @@ def test_every_status(workdir, some):
 
 
 def test_how_slices_ended(workdir, some, monkeypatch):
-    claim = take(workdir, Slice(0, 3), some[0:2])
-    claim.report(running=[[some[1].trial_id, 1, 60]])
+    claim = take(workdir, Slice(0, 3), some[6:8])
+    claim.report(running=[[some[7].trial_id, 1, 60]])
     claim.beat()
     claim.path.write_text(json.dumps(json.loads(claim.path.read_text()) | {"start": "1"}))
     with take(workdir, Slice(1, 3), some[2:4]) as second:
