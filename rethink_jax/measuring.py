@@ -18,7 +18,7 @@ from rethink_jax import config as config_lib
 from rethink_jax import inputs, lanes, measures, memory, records, streams, trials
 from rethink_jax.checkpoint import load_trial
 from rethink_jax.data import preprocess, sources
-from rethink_jax.data.corruption import ImageSet, corrupt_pixels, pixel_stats
+from rethink_jax.data.corruption import ImageSet, pixel_stats
 from rethink_jax.data.dataset import Dataset
 from rethink_jax.measures.subject import Subject
 from rethink_jax.progress import Counter
@@ -154,7 +154,7 @@ class Measuring:
                 continue
             versions: dict[Any, dict[str, trials.Trial]] = {}
             for trial_id, trial in own.items():
-                versions.setdefault(inputs.pixel_spec(trial), {})[trial_id] = trial
+                versions.setdefault(inputs.image_version(trial), {})[trial_id] = trial
             lanes_of_all = lanes.choose_layout(self._settings, len(own)).lanes
             alone = [v for v in versions.values() if len(v) >= lanes_of_all or len(versions) == 1]
             yield from (Work(version, True, dataset) for version in alone)
@@ -323,9 +323,9 @@ class _Batch:
         return jax.device_put(self._images(self._ids[0]), lanes.shared_sharding(self.layout))
 
     def _images(self, trial_id: str) -> ImageSet:
-        spec = inputs.pixel_spec(self.work.trials[trial_id])
+        version = inputs.image_version(self.work.trials[trial_id])
         with inputs.on_host():
-            return corrupt_pixels(self.work.dataset.train_images, spec, self._stats)
+            return version.training_images(self.work.dataset, self._stats)
 
     def _labels(self, trial_id: str) -> np.ndarray:
         return inputs.trial_labels(self.work.trials[trial_id], self.work.dataset)[0]

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from rethink_jax import paper, records
+from rethink_jax.report.axes import SEEDS
 from rethink_jax.report.ranking import Ranking
 from rethink_jax.report.series import field_columns, in_text, mean_std, numbers
 
@@ -76,7 +77,7 @@ def _best_top5(done: pd.DataFrame, curves: pd.DataFrame) -> pd.Series:
 
 def _variants(cell: paper.Cell, trials: pd.DataFrame) -> list[_Run]:
     """The trials of a cell, split where they differ in more than their seeds."""
-    fields = [c for c in field_columns(trials) if c not in ("seed", "corruption.seed", "data.seed")]
+    fields = [c for c in field_columns(trials) if c not in SEEDS]
     keys = trials[fields].map(repr)
     varied = [c for c in fields if keys[c].nunique() > 1]
     groups = trials.groupby([keys[c] for c in varied] or (lambda _: 0), sort=False)
