@@ -146,7 +146,7 @@ class Measuring:
             fields = dict(static)
             name = fields["data.name"]
             if name not in datasets:
-                datasets[name] = self._load(name)
+                datasets[name] = load_data(self._workdir.path, self._head, name)
             dataset = inputs.trial_dataset(datasets[name], fields)
             if not isinstance(dataset, Dataset):
                 for trial_id in own:
@@ -161,15 +161,6 @@ class Measuring:
             rest = {t: trial for v in versions.values() if v not in alone for t, trial in v.items()}
             if rest:
                 yield Work(rest, False, dataset)
-
-    def _load(self, name: str) -> Any:
-        dataset = sources.load(name, self._settings["data_files.dir"], False)
-        if dataset.fingerprint != self._head["data"][name]["fingerprint"]:
-            raise UserError(
-                f"the images of {name} are not those that {self._workdir.path} was run with; "
-                "restore the data files"
-            )
-        return dataset
 
     def _missing(self, work: Work, names: Sequence[str]) -> list[str]:
         """The trials that lack one of these measures."""
@@ -230,7 +221,7 @@ class Measuring:
         if key not in self._programs:
 
             def of_one(images: Any, y: Any, variables: Any, initial: Any, seed: Any) -> Any:
-                x, random = _as_taken(images, first.fields), streams.stream(seed, streams.MEASURES)
+                x, random = as_taken(images, first.fields), streams.stream(seed, streams.MEASURES)
                 subject = Subject(first.model, variables, x, y, initial, random)
                 return {name: measures.MEASURES[name](subject) for name in names}
 
@@ -261,6 +252,22 @@ class Measuring:
         records.write_atomically(self.path, text.getvalue())
 
 
+def load_data(workdir: Path, head: dict[str, Any], name: str) -> Any:
+    """The data set that a workdir was run on; head: its run.json.
+
+    Raises:
+      UserError: its files are not there any more, or are others.
+    """
+    folder = config_lib.settings(head["config"])["data_files.dir"]
+    dataset = sources.load(name, folder, False)
+    if dataset.fingerprint != head["data"][name]["fingerprint"]:
+        raise UserError(
+            f"the images of {name} are not those that {workdir} was run with; restore the data "
+            "files"
+        )
+    return dataset
+
+
 class _Batch:
     """Networks of one kind, and what a program needs of them, some lanes at a time.
 
@@ -288,7 +295,7 @@ class _Batch:
         return Subject(
             self.first.model,
             self.first.variables,
-            jax.eval_shape(lambda x: _as_taken(x, self.first.fields), images),
+            jax.eval_shape(lambda x: as_taken(x, self.first.fields), images),
             self._labels(self._ids[0]),
             self.first.initial_variables,
             jax.random.key(0),
@@ -353,7 +360,7 @@ def _read(path: Path) -> dict[tuple[str, str], dict[str, str]]:
         return {(row["trial_id"], row["measure"]): row for row in rows}
 
 
-def _as_taken(images: ImageSet, fields: dict[str, Any]) -> jax.Array:
+def as_taken(images: ImageSet, fields: dict[str, Any]) -> jax.Array:
     """Images as the network takes them in evaluation: float32[N, H, W, C]."""
     pixels = jnp.asarray(ImageSet.pixels(images), jnp.float32) / 255
     cropped = preprocess.central_crop(pixels, fields["preprocess.crop_size"])

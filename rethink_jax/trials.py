@@ -288,8 +288,8 @@ def _check_data(values: Assignment) -> None:
         )
     if replaced is not None and values["data.num_confusion"]:
         raise UserError(
-            f"data.replaced is {replaced} and data.num_confusion {values['data.num_confusion']}; an "
-            "image is replaced only where there is no confusion set. Leave one of them out"
+            f"data.replaced is {replaced} and data.num_confusion is not 0; an image is replaced "
+            "only where there is no confusion set. Leave one of them out"
         )
     if replaced is not None and replaced >= size:
         raise UserError(

@@ -23,7 +23,16 @@ def build(workdir: str | Path) -> Report:
       UserError: not a workdir, no finished trial in it, or the report extra is not installed.
     """
     try:
-        from rethink_jax.report import along, capacity, figures, page, ranking, series, tables
+        from rethink_jax.report import (
+            along,
+            capacity,
+            classical,
+            figures,
+            page,
+            ranking,
+            series,
+            tables,
+        )
     except ImportError as error:
         raise UserError(
             f"the report needs {error.name}; install it with: pip install 'rethink_jax[report]'"
@@ -40,6 +49,7 @@ def build(workdir: str | Path) -> Report:
     compared = tables.tables(done, results)
     measured = records.load_measures(workdir)
     ranked = ranking.table(done, results, measured)
+    theory = classical.tables(workdir, done, results)
     pictures = {
         "examples": figures.examples(records.load_examples(workdir)),
         "fig1a": figures.loss_curves(lines),
@@ -47,6 +57,7 @@ def build(workdir: str | Path) -> Report:
         "fig1c": figures.test_error(lines),
         "fig2": figures.accuracy_curves(lines),
         **capacity.figures(capacity.sweep(done, measured)),
+        "classical": classical.figure(theory),
         "along": along.curves(lines, records.load_measures_along(workdir)),
     }
     pictures = {name: png for name, png in pictures.items() if png is not None}
@@ -59,8 +70,11 @@ def build(workdir: str | Path) -> Report:
     if ranked is not None:
         text = tables.markdown(ranked.title, ranked)
         records.write_atomically(folder / "ranking.md", text)
-    sentences = [t.summary for t in (*compared, ranked) if t is not None]
+    for table in theory:
+        text = tables.markdown(table.title, table)
+        records.write_atomically(folder / f"{table.name}.md", text)
+    sentences = [t.summary for t in (*compared, *theory, ranked) if t is not None]
     summary = series.summary(results, done, lines, sentences)
-    html = page.render(results, summary, pictures, compared, series.table(lines), ranked)
+    html = page.render(results, summary, pictures, compared, series.table(lines), ranked, theory)
     records.write_atomically(folder / "index.html", html)
     return Report(folder / "index.html", summary)

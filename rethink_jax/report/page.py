@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Sequence
 from html import escape
 
 from rethink_jax import paper
 from rethink_jax.records import Results
+from rethink_jax.report.classical import Classical
 from rethink_jax.report.ranking import Ranking
 from rethink_jax.report.series import Row
 from rethink_jax.report.tables import NOT_RUN, PaperTable
@@ -55,6 +57,12 @@ _TITLES = {
         "Expected sharpness against KL divergence",
         "Gaussian noise on each weight w of deviation alpha (10 |w| + 1), a point for each alpha; "
         "means over seeds. Further to the right: a more complex network. The line is at 0.05.",
+    ),
+    "classical": (
+        "Complexity, and what it says of the test error",
+        "Left: correlation with random signs that training reaches, mean and 95% interval over "
+        "draws. Right: the bound on the test error that follows from it (dashed), at least; and "
+        "the test error with true labels (solid). A bound of 1 or more says nothing.",
     ),
     "along": (
         "How the networks change",
@@ -106,6 +114,7 @@ def render(
     compared: list[PaperTable],
     rows: list[Row],
     ranked: Ranking | None = None,
+    classical: Sequence[Classical] = (),
 ) -> str:
     """The page as text.
 
@@ -113,6 +122,7 @@ def render(
       pictures: {name in `_TITLES`: PNG bytes}.
       compared: the paper's tables.
       ranked: the table of measures.
+      classical: complexity and stability.
     """
     more = (_DOTTED if compared else "") + (_SOME if len({r.line for r in rows}) > 4 else "")
     figures = "".join(
@@ -121,7 +131,7 @@ def render(
         if name in pictures
     )
     items = "".join(f"<li>{escape(s)}</li>" for s in summary)
-    measures = "" if ranked is None else _ranking(ranked)
+    measures = "".join(map(_ranking, [*classical, *([ranked] if ranked else [])]))
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
@@ -163,7 +173,7 @@ def _paper_table(table: PaperTable) -> str:
     return _section(heading, _framed(_head(table.header, kinds), body), table.notes)
 
 
-def _ranking(table: Ranking) -> str:
+def _ranking(table: Ranking | Classical) -> str:
     body = "".join(f"<tr>{''.join(_cell(text, '') for text in row)}</tr>" for row in table.rows)
     framed = _framed(_head(table.header, [""] * len(table.header)), body)
     return _section(table.title, framed, table.notes)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from rethink_jax import paper, records
 from rethink_jax.report.axes import SEEDS
+from rethink_jax.report.classical import Classical
 from rethink_jax.report.ranking import Ranking
 from rethink_jax.report.series import field_columns, in_text, mean_std, numbers
 
@@ -249,7 +250,7 @@ def _listed(texts: list[str]) -> str:
     return "; ".join(dict.fromkeys(texts))
 
 
-def markdown(heading: str, table: PaperTable | Ranking) -> str:
+def markdown(heading: str, table: PaperTable | Ranking | Classical) -> str:
     """A table as Markdown, with its notes."""
     lines = [f"**{heading}**", "", _row(table.header)]
     lines += [_row(["---"] * len(table.header)), *map(_row, table.rows), ""]
