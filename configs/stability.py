@@ -1,12 +1,12 @@
 """Uniform stability, measured: networks trained again with one image replaced by another.
 
-Zhang et al. (2017), Section 2.2: uniform stability (Bousquet and Elisseeff 2002) is how sensitive an
-algorithm is to the replacement of a single example, and solely a property of the algorithm: a bound
-from it is the same for true labels, which a network generalizes on, and for random ones. Here each
-lane is one replacement; first weights and order of images stay. The report has the changes of the
-losses on test images, and the bounds that the largest change gives. A network of 128 hidden units
-is about as unstable as can be; a linear one on 8x8 averages, with weight decay, is stable enough
-for a bound that says something.
+Zhang et al. (2017), Section 2.2: uniform stability (Bousquet and Elisseeff 2002) measures how
+sensitive an algorithm is to the replacement of a single example; it is solely a property of the
+algorithm, and does not take into account the data or the distribution of the labels. Here each lane
+is one replacement, with true and with random labels; first weights and order of images stay. The
+report has the changes of the losses on test images, and the bounds that the largest change gives:
+of a network of 128 hidden units, and of a linear one on 8x8 averages without and with strong weight
+decay, which makes it stable.
 
 COMMAND  python -m launch.sweep --config=configs/stability.py --workdir=runs/stability
          python -m launch.report --workdir=runs/stability

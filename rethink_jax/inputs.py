@@ -218,11 +218,13 @@ class Version(NamedTuple):
     replaced: int | None = None
 
     def training_images(self, dataset: Dataset, stats: PixelStats) -> ImageSet:
-        """The images[N]; a replaced one is corrupted as the one that it replaces."""
-        images = dataset.train_images
-        if self.replaced is not None:
-            images = _with(images, self.replaced, dataset.left_out.example(self.replaced)[0])
-        return corrupt_pixels(images, self.pixels, stats)
+        """The images[N]; a new one is corrupted on its own, as one more would be."""
+        made = corrupt_pixels(dataset.train_images, self.pixels, stats)
+        if (place := self.replaced) is None:
+            return made
+        image = dataset.left_out.example(place)[0][None]
+        new = corrupt_pixels(image, self.pixels, stats, first=len(dataset.train_images) + place)
+        return ImageSet(*(_with(old, place, one[0]) for old, one in zip(made, new, strict=True)))
 
     def test_images(self, dataset: Dataset, stats: PixelStats) -> ImageSet:
         """The images[M]."""
