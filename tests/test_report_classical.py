@@ -1,5 +1,6 @@
 """The tables of complexity and stability: what they say of a workdir, and when there are none."""
 
+import json
 import re
 
 import numpy as np
@@ -8,7 +9,8 @@ from test_report import made_workdir
 
 from rethink_jax import records, report, sweep, train
 from rethink_jax.report import classical
-from rethink_jax.theory import bounds
+from rethink_jax.schema import UserError
+from rethink_jax.theory import bounds, stability
 
 DRAWS = (0, 1, 2)
 
@@ -92,15 +94,12 @@ def test_the_report_has_tables_and_a_figure(workdir, found):
     by_rademacher += 3 * np.sqrt(np.log(40) / 24)
     assert cells[10] == f"{by_rademacher:.3f} (vacuous)"
     assert (workdir / "report" / "classical.png").stat().st_size > 10_000
-    stability = (workdir / "report" / "stability.md").read_text()
-    assert len(re.findall(r"^\| linear \| true labels \| (12|64) \| 1 \|", stability, re.M)) == 6
+    text = (workdir / "report" / "stability.md").read_text()
+    assert len(re.findall(r"^\| linear \| true labels \| (12|64) \| 1 \|", text, re.M)) == 6
     assert any("Rademacher complexity reaches 1.000" in line for line in made.summary)
 
 
 def test_without_the_images_the_report_says_so(workdir, results, monkeypatch):
-    from rethink_jax.schema import UserError
-    from rethink_jax.theory import stability
-
     def refuse(*_):
         raise UserError("no such files")
 
@@ -140,9 +139,7 @@ def test_names_of_networks(tmp_path):
     ]
     made_workdir(tmp_path, nested, [{"fit": 3, "loss": 1.0, "final": {}, "curve": curve}] * 8)
     for path in tmp_path.glob("trials/*/result.json"):
-        path.write_text(
-            path.read_text().replace('"trial_id"', '"image_shape": [32, 32, 3],\n"trial_id"', 1)
-        )
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"image_shape": [32, 32, 3]}))
     results = records.load_results(tmp_path)
     (table,) = classical.tables(tmp_path, results.trials, results)
     assert [row[0] for row in table.rows] == [
