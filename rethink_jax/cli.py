@@ -20,16 +20,21 @@ EXIT_OK, EXIT_USER, EXIT_INTERRUPTED = 0, 2, 75
 flags.DEFINE_bool("debug", False, "show the traceback of a user error")
 
 
-def run(main: Callable[[], int], **flags_needed: str) -> NoReturn:
+def run(
+    main: Callable[[], int],
+    known_fields: Callable[[], list[str]] | None = None,
+    **flags_needed: str,
+) -> NoReturn:
     """Parses the command line and runs `main`, which returns the exit code.
 
     Args:
+      known_fields: the names that --config.NAME may have; not given: those of a sweep.
       flags_needed: {flag name: what to say if it is not given}.
     """
     devices.setup()
     app.define_help_flags()
     try:
-        _parse_flags()
+        _parse_flags(known_fields or _fields_of_a_sweep)
         for name, why in flags_needed.items():
             if not flags.FLAGS[name].present:
                 raise UserError(f"--{name} is missing: {why}")
@@ -45,7 +50,7 @@ def run(main: Callable[[], int], **flags_needed: str) -> NoReturn:
     sys.exit(code)
 
 
-def _parse_flags() -> None:
+def _parse_flags(known_fields: Callable[[], list[str]]) -> None:
     """Parses sys.argv; for --config, ml_collections reads the file and its overrides meanwhile.
 
     Raises:
@@ -64,7 +69,7 @@ def _parse_flags() -> None:
         raise UserError(_one_line(error)) from error
     # A config file is Python and can fail in any way; an unknown override fails in several.
     except Exception as error:
-        wrong = _unknown_override(sys.argv, error)
+        wrong = _unknown_override(sys.argv, error, known_fields())
         raise UserError(wrong or f"the config cannot be read: {_one_line(error)}") from error
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
@@ -80,14 +85,19 @@ def _one_line(error: Exception) -> str:
     return " ".join(part for part in (first, lines[-1]) if part)
 
 
-def _unknown_override(argv: Sequence[str], error: Exception) -> str | None:
-    """What to say of the first --config.NAME that no config has; None if there is none."""
+def _fields_of_a_sweep() -> list[str]:
     from rethink_jax import models
     from rethink_jax.config import SETTINGS
     from rethink_jax.trials import FIELDS
 
     known = [*SETTINGS, *(f"{s}.{name}" for s in ("trial", "sweep") for name in FIELDS)]
-    known += [f"trial.model.{f}" for model in models.MODELS for f in models.fields_of(model)]
+    return known + [f"trial.model.{f}" for model in models.MODELS for f in models.fields_of(model)]
+
+
+def _unknown_override(argv: Sequence[str], error: Exception, known: list[str]) -> str | None:
+    """What to say of the first --config.NAME that no config has; None if there is none."""
+    from rethink_jax import models
+
     for argument in argv:
         name = re.fullmatch(r"--?config\.([^=]*)(=.*)?", argument, re.DOTALL)
         if not name or name[1].startswith(("sweep.union.", "sweep.zipped.")):

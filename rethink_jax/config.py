@@ -125,6 +125,8 @@ def settings(config: Any) -> dict[str, Any]:
     """
     given = flatten({k: v for k, v in plain(config).items() if k not in ("trial", "sweep")})
     for name in given:
+        if name == "experiment":
+            raise UserError("this is a config of launch.theory; launch.sweep takes those of sweeps")
         if name not in SETTINGS:
             raise UserError(
                 f"unknown setting {name!r} in the config{suggest(name, SETTINGS)}; "

@@ -350,7 +350,9 @@ def test_one_line(error, line):
 def test_unknown_override_names_the_whole_field_and_the_nearest(override, near):
     right = "--config.trial.optimizer.momentum=0.5"
     message = cli._unknown_override(
-        ["sweep", "--config=x.py", right, f"--config.{override}=1"], KeyError("x")
+        ["sweep", "--config=x.py", right, f"--config.{override}=1"],
+        KeyError("x"),
+        cli._fields_of_a_sweep(),
     )
     assert message.startswith(f"--config.{override}: ")
     assert f"did you mean {near!r}?" in message
@@ -359,4 +361,4 @@ def test_unknown_override_names_the_whole_field_and_the_nearest(override, near):
 def test_known_overrides_are_not_complained_of():
     # Then the config file itself is what failed.
     known = ["--config=x.py", "--config.sweep.union.a.seed=1", "--config.trial.model.hidden=3"]
-    assert cli._unknown_override(["sweep", *known], KeyError("x")) is None
+    assert cli._unknown_override(["sweep", *known], KeyError("x"), cli._fields_of_a_sweep()) is None

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 
 import rethink_jax
-from rethink_jax import sweep
+from rethink_jax import report, sweep
+from rethink_jax.theory import cases
 
 REPO = Path(__file__).parents[1]
-CONFIGS = sorted(p.stem for p in (REPO / "configs").glob("*.py") if not p.stem.startswith("_"))
+FILES = sorted(p for p in (REPO / "configs").glob("*.py") if not p.stem.startswith("_"))
+OF_THEORY = [p.stem for p in FILES if "rethink_jax.theory" in p.read_text()]
+CONFIGS = [p.stem for p in FILES if p.stem not in OF_THEORY]
 
 
 def command(*args):
@@ -88,3 +91,15 @@ def test_every_config_trains_in_quick_mode(name, tmp_path):
     trials = rethink_jax.load_results(workdir).trials
     assert trials["status"].isin(("fitted", "finished")).all()
     assert (trials["epochs"] >= 1).all()
+
+
+@pytest.mark.parametrize("name", OF_THEORY)
+def test_every_config_of_theory_runs_in_quick_mode(name, tmp_path):
+    config = importlib.import_module(f"configs.{name}").get_config("quick")
+    texts = list(cases.run(config, tmp_path, ["test"]))
+    found = cases.load(tmp_path)
+    assert len(texts) == len(found) == len(cases.expand(config)) > 0
+    assert report.build(tmp_path).page.is_file()
+    # The full one is only expanded: it needs data and time.
+    full = importlib.import_module(f"configs.{name}").get_config()
+    assert len({case.name for case in cases.expand(full)}) >= len(found)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from rethink_jax import records
 from rethink_jax.schema import UserError
+from rethink_jax.theory import cases
 
 
 class Report(NamedTuple):
@@ -32,11 +33,14 @@ def build(workdir: str | Path) -> Report:
             ranking,
             series,
             tables,
+            theory,
         )
     except ImportError as error:
         raise UserError(
             f"the report needs {error.name}; install it with: pip install 'rethink_jax[report]'"
         ) from error
+    if not records.Workdir(workdir).header_path.is_file() and (found := cases.load(workdir)):
+        return Report(*theory.build(Path(workdir).expanduser(), found))
     results = records.load_results(workdir)
     done = results.trials[results.trials["status"].isin(("fitted", "finished", "diverged"))]
     if done.empty:
@@ -49,7 +53,7 @@ def build(workdir: str | Path) -> Report:
     compared = tables.tables(done, results)
     measured = records.load_measures(workdir)
     ranked = ranking.table(done, results, measured)
-    theory = classical.tables(workdir, done, results)
+    bounded = classical.tables(workdir, done, results)
     pictures = {
         "examples": figures.examples(records.load_examples(workdir)),
         "fig1a": figures.loss_curves(lines),
@@ -57,7 +61,7 @@ def build(workdir: str | Path) -> Report:
         "fig1c": figures.test_error(lines),
         "fig2": figures.accuracy_curves(lines),
         **capacity.figures(capacity.sweep(done, measured)),
-        "classical": classical.figure(theory),
+        "classical": classical.figure(bounded),
         "along": along.curves(lines, records.load_measures_along(workdir)),
     }
     pictures = {name: png for name, png in pictures.items() if png is not None}
@@ -70,11 +74,11 @@ def build(workdir: str | Path) -> Report:
     if ranked is not None:
         text = tables.markdown(ranked.title, ranked)
         records.write_atomically(folder / "ranking.md", text)
-    for table in theory:
+    for table in bounded:
         text = tables.markdown(table.title, table)
         records.write_atomically(folder / f"{table.name}.md", text)
-    sentences = [t.summary for t in (*compared, *theory, ranked) if t is not None]
+    sentences = [t.summary for t in (*compared, *bounded, ranked) if t and t.summary]
     summary = series.summary(results, done, lines, sentences)
-    html = page.render(results, summary, pictures, compared, series.table(lines), ranked, theory)
+    html = page.render(results, summary, pictures, compared, series.table(lines), ranked, bounded)
     records.write_atomically(folder / "index.html", html)
     return Report(folder / "index.html", summary)

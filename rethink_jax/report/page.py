@@ -130,15 +130,22 @@ def render(
         for name in _TITLES
         if name in pictures
     )
+    measures = "".join(table(t.title, t) for t in [*classical, *([ranked] if ranked else [])])
+    body = (
+        f"{''.join(map(_paper_table, compared))}<div class='grid'>{figures}</div>"
+        f"{measures}{_table(rows)}{_details(results)}"
+    )
+    return document(_title(results), summary, body)
+
+
+def document(title: str, summary: list[str], body: str) -> str:
+    """A whole page: a title and sentences, as text, above a body in HTML."""
     items = "".join(f"<li>{escape(s)}</li>" for s in summary)
-    measures = "".join(map(_ranking, [*classical, *([ranked] if ranked else [])]))
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{escape(_title(results))}</title><style>{_CSS}</style></head><body>"
-        f"<h1>{escape(_title(results))}</h1><ul class='summary'>{items}</ul>"
-        f"{''.join(map(_paper_table, compared))}<div class='grid'>{figures}</div>"
-        f"{measures}{_table(rows)}{_details(results)}</body></html>\n"
+        f"<title>{escape(title)}</title><style>{_CSS}</style></head><body>"
+        f"<h1>{escape(title)}</h1><ul class='summary'>{items}</ul>{body}</body></html>\n"
     )
 
 
@@ -149,34 +156,37 @@ def _title(results: Results) -> str:
 
 def _figure(name: str, png: bytes, more: str) -> str:
     title, caption = _TITLES[name]
+    return figure(title, caption + more, png, name)
+
+
+def figure(title: str, caption: str, png: bytes, name: str = "") -> str:
+    """A figure with its title and caption, the picture inside."""
     data = base64.b64encode(png).decode()
     # A PNG file has its width and height at fixed places.
     width, height = (int.from_bytes(png[i : i + 4], "big") for i in (16, 20))
     kind = " class='wide'" if name == "examples" or width > 2 * height else ""
     kind = " class='wide tall'" if name == "along" else kind
     return (
-        f"<figure{kind}><h2>{escape(title)}</h2><figcaption>{escape(caption + more)}</figcaption>"
+        f"<figure{kind}><h2>{escape(title)}</h2><figcaption>{escape(caption)}</figcaption>"
         f"<img alt='{escape(title)}' src='data:image/png;base64,{data}'></figure>"
     )
 
 
-def _paper_table(table: PaperTable) -> str:
-    """One of the paper's tables; a rule above the first row of each network."""
-    kinds = ["paper" if title == "paper" else "" for title in table.header]
+def _paper_table(found: PaperTable) -> str:
+    return table(f"{found.name} of the paper: {found.title}", found)
+
+
+def table(heading: str, found: PaperTable | Ranking | Classical) -> str:
+    """A table with its notes; a rule above each row that begins with a name of its own."""
+    kinds = ["paper" if title == "paper" else "" for title in found.header]
+    ruled = "paper" in kinds
     body = "".join(
-        f"<tr{' class=first' if row[0] and not row[0].startswith('(') else ''}>"
+        f"<tr{' class=first' if ruled and row[0] and not row[0].startswith('(') else ''}>"
         + "".join(_cell(text, kind) for text, kind in zip(row, kinds, strict=True))
         + "</tr>"
-        for row in table.rows
+        for row in found.rows
     )
-    heading = f"{table.name} of the paper: {table.title}"
-    return _section(heading, _framed(_head(table.header, kinds), body), table.notes)
-
-
-def _ranking(table: Ranking | Classical) -> str:
-    body = "".join(f"<tr>{''.join(_cell(text, '') for text in row)}</tr>" for row in table.rows)
-    framed = _framed(_head(table.header, [""] * len(table.header)), body)
-    return _section(table.title, framed, table.notes)
+    return _section(heading, _framed(_head(found.header, kinds), body), found.notes)
 
 
 def _section(heading: str, framed: str, notes: list[str]) -> str:
@@ -233,12 +243,12 @@ def _table(rows: list[Row]) -> str:
 
 def _details(results: Results) -> str:
     """Where the numbers come from."""
-    runs = json.dumps(results.run["runs"], indent=1)
     config = json.dumps(results.run["config"], indent=1, sort_keys=True)
-    return (
-        "<details><summary>Commands, versions, devices</summary>"
-        f"<pre>{escape(runs)}</pre></details>"
-        "<details><summary>Config "
-        f"(SHA-256 {escape(results.run['config_sha256'][:12])})</summary>"
-        f"<pre>{escape(config)}</pre></details>"
-    )
+    return details(
+        "Commands, versions, devices", json.dumps(results.run["runs"], indent=1)
+    ) + details(f"Config (SHA-256 {results.run['config_sha256'][:12]})", config)
+
+
+def details(title: str, text: str) -> str:
+    """Text under a title that unfolds it."""
+    return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"

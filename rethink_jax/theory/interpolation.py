@@ -152,7 +152,8 @@ def distinct(rows_NxD: np.ndarray, targets_NxY: np.ndarray) -> np.ndarray:
         if j != i and np.any(targets_NxY[i] != targets_NxY[j]):
             raise UserError(
                 f"rows {j} and {i} are the same with different targets, so nothing interpolates "
-                "them. Give a --ridge, or --solver=eigen for the least squares of least norm"
+                "them. Give --config.trial.ridge, or --config.trial.solver=eigen for the least "
+                "squares of least norm"
             )
     return np.array(list(first.values()))
 
@@ -219,12 +220,13 @@ def _plan(size: int, options: Options) -> tuple[str, int]:
         if memory.fits(needed, limit):
             return method, needed
     smaller = {
-        "direct": "--precision=float32 (half as much), --solver=iterative",
-        "eigen": "--solver=direct",
+        "direct": "--config.trial.precision=float32 (half as much), "
+        "--config.trial.solver=iterative",
+        "eigen": "--config.trial.solver=direct",
     }.get(options.solver, f"a rank below {options.rank:,}")
     raise UserError(
         f"{method} on {size:,} rows needs {memory.mib(needed)}; {memory.mib(limit)} are available. "
-        f"Take {smaller} or a smaller --num_train"
+        f"Take {smaller} or a smaller --config.trial.num_train"
     )
 
 
@@ -249,7 +251,7 @@ def _factor(
     matrix: Matrix, options: Options, dtype: Any, say: Say
 ) -> tuple[cholesky.Factor, float]:
     """The factor of the matrix with the ridge and, in float32, a shift; and the shift."""
-    shift, scale = 0.0, _mean_diagonal(matrix)
+    shift, scale = 0.0, mean_diagonal(matrix)
     if dtype == np.float32:
         shift = max(_FIRST_SHIFT * scale - options.on_diagonal, 0.0)
     while True:
@@ -262,14 +264,16 @@ def _factor(
         except cholesky.NotPositive as error:
             if dtype == np.float64:
                 raise UserError(
-                    f"{error}: the rows do not determine a solution. Give a --ridge, a --jitter "
-                    f"(as 1e-10 of the mean diagonal, {scale:.3g}), or --solver=eigen"
+                    f"{error}: the rows do not determine a solution. Give "
+                    "--config.trial.ridge, --config.trial.jitter (as 1e-10 of the mean "
+                    f"diagonal, {scale:.3g}), or --config.trial.solver=eigen"
                 ) from error
             shift = 10 * max(shift, _FIRST_SHIFT * scale)
             say(f"{error}; again with {shift:.3g} on the diagonal of the preconditioner")
 
 
-def _mean_diagonal(matrix: Matrix) -> float:
+def mean_diagonal(matrix: Matrix) -> float:
+    """The mean of the diagonal of a matrix."""
     parts = (matrix.part(span, span, np.float64) for span in kernels.spans(matrix.size, 256))
     return sum(np.trace(part) for part in parts) / matrix.size
 

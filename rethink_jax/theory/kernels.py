@@ -87,6 +87,7 @@ KERNELS: dict[str, Callable[..., jax.Array]] = {
     "arc_cosine_0": _arc_cosine_0,
     "arc_cosine_1": _arc_cosine_1,
 }
+WITH_BANDWIDTH = ("gaussian", "polynomial")
 
 
 def make(name: str, bandwidth: float = 1.0, degree: int = 2) -> Kernel:

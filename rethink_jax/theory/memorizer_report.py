@@ -6,9 +6,7 @@ until it fits them all.
 
 from __future__ import annotations
 
-import json
 import math
-import re
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,8 @@ from rethink_jax import default_config, header, inputs, load_trial, measures, re
 from rethink_jax.cli import EXIT_OK
 from rethink_jax.data import preprocess
 from rethink_jax.data.dataset import Dataset
-from rethink_jax.schema import UserError
+from rethink_jax.schema import Field, UserError
+from rethink_jax.theory import cases
 from rethink_jax.theory.memorizer import Memorizer, memorize
 
 _NORMS = ("log_product_frobenius", "log_product_spectral_exact")
@@ -33,28 +32,33 @@ _DIRECTIONS = 8
 _MOST_EPOCHS = 2000
 
 
-def run(
-    workdir: Path,
-    command: list[str],
-    data: str = "digits",
-    data_dir: str | None = None,
-    num_train: int | None = None,
-    labels: str = "random",
-    seed: int = 0,
-    depth: int = 2,
-    precision: str = "float64",
-    sgd: int = 0,
-) -> str:
-    """Builds the memorizer, checks and measures it; writes a JSON file and returns a table.
+FIELDS = cases.IMAGES | {
+    "labels": Field(
+        str, "random", "of the training images; random: each redrawn uniformly",
+        choices=("random", "true"),
+    ),
+    "depth": Field(int, 2, "layers with weights; 2 is Theorem 1", low=2),
+    "precision": Field(str, "float64", "of its arithmetic", choices=("float64", "float32")),
+    "sgd": Field(int, 0, "hidden units of a network that SGD fits beside it; 0: none", low=0),
+}  # fmt: skip
 
-    Args:
-      labels: "random": each redrawn uniformly over all classes; "true"
-      sgd: hidden units of the network beside it; 0: none
+
+def run(
+    context: cases.Context,
+    data: str,
+    num_train: int | None,
+    seed: int,
+    labels: str,
+    depth: int,
+    precision: str,
+    sgd: int,
+) -> dict[str, Any]:
+    """Builds the memorizer, checks and measures it.
 
     Raises:
       UserError: as `sources.load` and `memorize`; or the images are streamed.
     """
-    config = _config(data, data_dir, num_train, labels, seed, sgd)
+    config = _config(context.settings, data, num_train, labels, seed, sgd)
     plan = sweep.Sweep(config)
     (group,) = plan.groups
     dataset, trial = plan.dataset_of(group), group.trials[0]
@@ -65,24 +69,20 @@ def run(
         "data": header.data_facts(dataset) | {"name": data, "labels": labels, "seed": seed},
         "memorizer": _memorizer(dataset, labels_N, depth, precision, seed),
     }
-    task = re.sub(r"\W", "_", data) + f"_{len(labels_N)}_{labels}_seed{seed}"
     if sgd:
-        trained = workdir / f"sgd{sgd}_{task}"
-        if sweep.run(plan, trained, command) != EXIT_OK:
+        if sweep.run(plan, context.folder, context.command) != EXIT_OK:
             raise KeyboardInterrupt
-        found["sgd"] = _sgd(trained, trial, dataset, labels_N)
-    found["run"] = header.run_facts(command)
-    path = workdir / f"memorizer_depth{depth}_{precision}_{task}.json"
-    records.write_atomically(path, json.dumps(found, indent=1, default=float))
-    return f"{_table(found)}\n\nnumbers: {path.absolute()}"
+        found["sgd"] = _sgd(context.folder, trial, dataset, labels_N)
+    return found
 
 
 def _config(
-    data: str, data_dir: str | None, num_train: int | None, labels: str, seed: int, hidden: int
+    settings: dict[str, Any], data: str, num_train: int | None, labels: str, seed: int, hidden: int
 ) -> Any:
     """Of the SGD network; also without one, it says which images and labels are meant."""
     config = default_config()
-    config.data_files.dir = data_dir
+    config.data_files.dir = settings["data_files.dir"]
+    config.data_files.download = settings["data_files.download"]
     config.evaluate.every_epochs = 10
     trial = config.trial
     trial.seed = seed
@@ -209,7 +209,7 @@ def _sgd(
 # --- the table ------------------------------------------------------------------------------------
 
 
-def _table(found: dict[str, Any]) -> str:
+def table(found: dict[str, Any]) -> str:
     """A row for each number, a column for each network."""
     columns = [name for name in ("memorizer", "sgd") if name in found]
     rows = list(dict.fromkeys(row for name in columns for row in found[name]))

@@ -194,7 +194,7 @@ def test_equal_rows_with_different_targets():
 def test_a_singular_matrix_is_refused_unless_a_jitter_is_named():
     linear = kernels.make("linear")
     direct = options("direct float64")
-    with pytest.raises(UserError, match=r"not positive definite in float64.*--solver=eigen"):
+    with pytest.raises(UserError, match=r"not positive definite in float64.*trial.solver=eigen"):
         interpolation.interpolate(linear, ROWS, TARGETS, direct)
     found = interpolation.interpolate(linear, ROWS, TARGETS, options("direct float64", jitter=1e-6))
     weights = np.linalg.lstsq(ROWS, TARGETS, rcond=None)[0]
@@ -216,7 +216,7 @@ def test_memory(monkeypatch):
     for way in ("direct float64", "direct float32", "iterative"):
         assert planned(int(needed[way] / 0.89)) == way
     with pytest.raises(UserError, match=r"direct float64 on 20,000 rows needs .* MiB; .* MiB are "
-                       "available. Take --precision=float32"):  # fmt: skip
+                       "available. Take --config.trial.precision=float32"):  # fmt: skip
         planned(2**30, solver="direct", precision="float64")
     with pytest.raises(UserError, match="eigen on 20,000 rows needs 12,719 MiB"):
         planned(2**30, solver="eigen")

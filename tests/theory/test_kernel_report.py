@@ -1,12 +1,11 @@
 """Features against loops; the experiment with kernels, and what it refuses."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
 
-from rethink_jax import memory, paper_kernels, theory
+from rethink_jax import memory, paper_kernels
 from rethink_jax.data import dataset, sources
 from rethink_jax.schema import UserError
 from rethink_jax.theory import features, kernels
@@ -108,18 +107,13 @@ def digits(monkeypatch):
     small = dataclasses.replace(
         whole, test_images=whole.test_images[:80], test_labels=whole.test_labels[:80]
     )
-    monkeypatch.setattr(sources, "load", lambda name, folder=None: small)
+    monkeypatch.setattr(sources, "load", lambda name, folder=None, download=False: small)
     return small
 
 
-def numbers(folder):
-    (path,) = folder.glob("*.json")
-    return json.loads(path.read_text())
-
-
-def test_experiment(tmp_path, digits):
-    text = theory.run("kernel", tmp_path, ["command"], {"data": "mnist", "bandwidth": 0.7})
-    found = numbers(tmp_path)
+def test_experiment(run_case, digits):
+    record, text = run_case("kernel", data="mnist", bandwidth=0.7)
+    found = record["found"]
     X, Z = (
         images.reshape(len(images), -1) / 255.0
         for images in (digits.train_images, digits.test_images)
@@ -140,24 +134,68 @@ def test_experiment(tmp_path, digits):
     assert found["paper"]["norm of the solution"]["value"] == 220
     assert "1.20%  Table 3" in text
     assert "220  Section 5" in text
-    assert found["run"]["command"] == ["command"]
+    assert record["run"]["command"] == ["command"]
 
 
-def test_patches_experiment(tmp_path, digits):
-    options = {"data": "cifar10", "features": "patches", "filters": 20, "ridge": 0.1}
-    text = theory.run("kernel", tmp_path, [], options)
-    found = numbers(tmp_path)
+def test_the_bandwidth_is_the_best_on_images_held_out(run_case, digits):
+    record, text = run_case("kernel", data="mnist")
+    machine = record["found"]["machine"]
+    errors = machine["validation error by bandwidth"]
+    assert list(errors) == ["0.25", "0.35", "0.5", "0.7", "1"]
+    chosen = machine["bandwidth by root of median squared distance"]
+    assert errors[f"{chosen:g}"] == min(errors.values())
+    # Again by hand: a third is held out, the rest is fitted, and no test image is looked at.
+    X = digits.train_images.reshape(150, -1) / 255.0
+    order = np.random.Generator(np.random.Philox(0)).permutation(150)
+    held, fitted = order[:50], order[50:]
+    kernel = kernels.make("gaussian", 0.35 * kernels.median_distance(X))
+    alpha = np.linalg.solve(
+        kernels.evaluate(kernel, X[fitted], X[fitted]), np.eye(10)[digits.train_labels[fitted]]
+    )
+    said = (kernels.evaluate(kernel, X[held], X[fitted]) @ alpha).argmax(1)
+    assert errors["0.35"] == np.mean(said != digits.train_labels[held])
+    assert "0.35: " in text
+
+
+def test_patches_experiment(run_case, digits):
+    record, text = run_case("kernel", data="cifar10", features="patches", filters=20, ridge=0.01)
+    found = record["found"]
     assert found["machine"]["kernel"] == "linear"
     assert found["paper"]["test error"]["value"] == 0.15
     assert found["ours"]["test error"] < 0.5
     assert "15.00%  Section 5" in text
 
 
-def test_the_paper_has_no_numbers_of_other_machines(tmp_path, digits):
-    theory.run("kernel", tmp_path, [], {"data": "digits", "solver": "eigen", "targets": "signs"})
-    found = numbers(tmp_path)
+def test_the_ridge_of_patches_is_the_best_on_images_held_out(run_case, digits):
+    record, _ = run_case("kernel", data="cifar10", features="patches", filters=20, ridge=None)
+    machine = record["found"]["machine"]
+    errors = machine["validation error by ridge"]
+    assert list(errors) == ["1e-06", "1e-05", "0.0001", "0.001", "0.01", "0.1"]
+    assert errors[f"{machine['ridge by mean diagonal']:g}"] == min(errors.values())
+    patches = features.Patches(digits.train_images, 20, seed=0)
+    gram = features.patch_matrices(patches, digits.train_images, digits.test_images)[0].values
+    order = np.random.Generator(np.random.Philox(0)).permutation(150)
+    held, fitted = order[:50], order[50:]
+    inner = gram[np.ix_(fitted, fitted)]
+    inner = inner + 0.01 * inner.trace() / 100 * np.eye(100)
+    alpha = np.linalg.solve(inner, np.eye(10)[digits.train_labels[fitted]])
+    said = (gram[np.ix_(held, fitted)] @ alpha).argmax(1)
+    assert errors["0.01"] == np.mean(said != digits.train_labels[held])
+
+
+def test_random_labels_are_interpolated_and_say_nothing(run_case, digits):
+    record, text = run_case("kernel", data="mnist", labels="random", bandwidth=0.5)
+    found = record["found"]
+    assert found["ours"]["residual"] < 1e-8
+    assert found["ours"]["test error"] > 0.75
     assert set(found["paper"].values()) == {None}
-    assert found["ours"]["solver"] == "eigen"
+    assert "random labels" in text
+
+
+def test_the_paper_has_no_numbers_of_other_machines(run_case, digits):
+    record, _ = run_case("kernel", solver="eigen", targets="signs", bandwidth=0.5)
+    assert set(record["found"]["paper"].values()) == {None}
+    assert record["found"]["ours"]["solver"] == "eigen"
 
 
 def test_published():
@@ -174,22 +212,24 @@ def test_published():
 @pytest.mark.parametrize(
     ("given", "match"),
     [
-        ({"features": "gabbor"}, "no features 'gabbor'; did you mean 'gabor'"),
-        ({"targets": "ones"}, "no targets 'ones'.*; there are onehot, signs"),
-        ({"solver": "qr"}, "no solver 'qr'"),
-        ({"kernel": "rbf"}, "no kernel 'rbf'"),
+        ({"features": "gabbor"}, "features is 'gabbor'.*; did you mean 'gabor'"),
+        ({"targets": "ones"}, "targets is 'ones'; it must be one of onehot, signs"),
+        ({"solver": "qr"}, "solver is 'qr'"),
+        ({"kernel": "rbf"}, "kernel is 'rbf'"),
+        ({"bandwidth": 0.0}, "bandwidth is 0.0"),
+        ({"num_train": 2}, "2 training images are too few for a validation split"),
         ({"features": "patches", "kernel": "gaussian"}, "patches are for the linear kernel"),
-        ({"features": "patches", "filters": 0}, "0 patches of 6x6"),
-        ({"hidden": 3}, "no option 'hidden'"),
+        ({"features": "patches", "filters": 0}, "filters is 0"),
+        ({"hidden": 3}, "kernel has no field 'hidden'"),
     ],
 )
-def test_refused(tmp_path, digits, given, match):
+def test_refused(run_case, digits, given, match):
     with pytest.raises(UserError, match=match):
-        theory.run("kernel", tmp_path, [], given)
+        run_case("kernel", **given)
 
 
-def test_patches_ask_for_memory_first(tmp_path, digits, monkeypatch):
+def test_patches_ask_for_memory_first(run_case, digits, monkeypatch):
     monkeypatch.setattr(memory, "host_bytes", lambda: 2**18)
     monkeypatch.setattr(features.Patches, "__init__", None)
     with pytest.raises(UserError, match="inner products of 150 with 230 images need"):
-        theory.run("kernel", tmp_path, [], {"features": "patches", "filters": 20})
+        run_case("kernel", features="patches", filters=20)

@@ -1,22 +1,16 @@
 """The memorizer as a network that can be measured; what it refuses; its experiment."""
 
-import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from rethink_jax import measures, theory
+from rethink_jax import measures
 from rethink_jax.measures import layers
 from rethink_jax.measures.subject import Subject
 from rethink_jax.schema import UserError
 from rethink_jax.theory.memorizer import memorize
-
-ROOT = Path(__file__).parents[2]
 
 
 def task(n=40, classes=5):
@@ -173,12 +167,9 @@ def test_a_function_has_no_classes():
 # --- the experiment -------------------------------------------------------------------------------
 
 
-def test_experiment_beside_sgd(tmp_path):
-    options = {"num_train": 48, "sgd": 64}
-    text = theory.run("memorizer", tmp_path, ["python"], options)
-    (path,) = tmp_path.glob("*.json")
-    assert str(path) in text
-    found = json.loads(path.read_text())
+def test_experiment_beside_sgd(run_case):
+    record, text = run_case("memorizer", num_train=48, sgd=64)
+    found = record["found"]
     own, sgd = found["memorizer"], found["sgd"]
     assert own["weights"] == 2 * 48 + 64 and own["weights - (2n+d)"] == 0
     assert own["labels reproduced"] == sgd["labels reproduced"] == 1
@@ -189,33 +180,13 @@ def test_experiment_beside_sgd(tmp_path):
     assert sgd["weights"] == 65 * 64 + 65 * 10
     for row in own.keys() | sgd.keys():
         assert row in text
-    assert found["run"]["command"] == ["python"]
+    assert record["run"]["command"] == ["command"]
     assert found["data"]["labels"] == "random"
 
 
-def test_experiment_in_float32_and_deep(tmp_path):
-    options = {"num_train": 100, "labels": "true", "depth": 30, "precision": "float32"}
-    text = theory.run("memorizer", tmp_path, [], options)
-    (path,) = tmp_path.glob("*.json")
-    own = json.loads(path.read_text())["memorizer"]
+def test_experiment_in_float32_and_deep(run_case):
+    fields = {"num_train": 100, "labels": "true", "depth": 30, "precision": "float32"}
+    record, text = run_case("memorizer", **fields)
+    own = record["found"]["memorizer"]
     assert own["labels reproduced"] == 1 and own["depth"] == 30 and "margin_min" not in own
     assert "true labels" in text
-
-
-def test_unknown_experiments_and_options(tmp_path):
-    with pytest.raises(UserError, match="no experiment 'memoriser'; did you mean 'memorizer'"):
-        theory.run("memoriser", tmp_path, [], {})
-    with pytest.raises(UserError, match="has no option 'bandwidth'; it has data, "):
-        theory.run("memorizer", tmp_path, [], {"bandwidth": 1})
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write to the workdir"):
-        theory.run("memorizer", tmp_path / "file", [], {})
-
-
-def test_command(tmp_path):
-    command = [sys.executable, "-m", "launch.theory", "--experiment=memorizer", "--depth=3"]
-    given = [f"--workdir={tmp_path}", "--num_train=50", "--seed=1"]
-    done = subprocess.run(command + given, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "50 images of digits, random labels, seed 1" in done.stdout
-    assert (tmp_path / "memorizer_depth3_float64_digits_50_random_seed1.json").is_file()
