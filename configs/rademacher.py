@@ -38,7 +38,7 @@ def get_config(mode="full"):
     pooled = network("sequential", layers=("avg_pool 4", "flatten"))
     conv = network(
         "sequential",
-        layers=("conv 16 5 2", "relu", "conv 32 3 2", "relu", "flatten", "dense 64", "relu"),
+        layers=("conv 16 5 4", "relu", "conv 32 3 2", "relu", "flatten", "dense 64", "relu"),
     )
     config.sweep.zipped = {
         "networks": {
