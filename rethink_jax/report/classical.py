@@ -249,21 +249,26 @@ def figure(made: Sequence[Classical]) -> bytes | None:
         return None
     with plt.rc_context(STYLE):
         panels = plt.subplots(1, 2, figsize=(11, 4.2))[1]
-        for name, colour in zip(dict.fromkeys(n.name for n in found), COLOURS, strict=False):
+        names = list(dict.fromkeys(n.name for n in found))
+        for place, (name, colour) in enumerate(zip(names, COLOURS, strict=False)):
             own = [n for n in found if n.name == name]
-            x = [n.num_images for n in own]
-            mean = [n.complexity.mean for n in own]
+            x, mean = [n.num_images for n in own], [n.complexity.mean for n in own]
             away = [
                 [m - n.complexity.low for m, n in zip(mean, own, strict=True)],
                 [n.complexity.high - m for m, n in zip(mean, own, strict=True)],
             ]
-            panels[0].errorbar(x, mean, away, color=colour, marker="o", ms=4, capsize=3, label=name)
+            # Networks that fit every draw lie on each other: the first of them shows below.
+            style = dict(color=colour, ms=4, lw=1.5 + 0.9 * (len(names) - 1 - place))
+            panels[0].errorbar(x, mean, away, marker="o", capsize=3, elinewidth=1.5, label=name,
+                               **style)  # fmt: skip
             panels[1].plot(x, [n.test_error for n in own], color=colour, marker="o", ms=4)
-            panels[1].plot(x, [n.by_rademacher for n in own], "--", color=colour, marker="v", ms=4)
+            panels[1].plot(x, [n.by_rademacher for n in own], "--", marker="v", **style)
         panels[1].axhline(1, color="#999999", lw=0.8)
         for panel, words in zip(panels, ("Rademacher complexity", "error, and bound"), strict=True):
             panel.set_xscale("log")
+            panel.set_xticks(sorted({n.num_images for n in found}))
             panel.xaxis.set_major_formatter(ScalarFormatter())
+            panel.minorticks_off()
             panel.set(xlabel="training images", ylabel=words)
             panel.set_ylim(bottom=0)
         panels[0].legend(fontsize=8)
