@@ -27,6 +27,7 @@ def build(workdir: str | Path) -> Report:
         from rethink_jax.report import (
             along,
             capacity,
+            classical,
             figures,
             page,
             ranking,
@@ -52,6 +53,7 @@ def build(workdir: str | Path) -> Report:
     compared = tables.tables(done, results)
     measured = records.load_measures(workdir)
     ranked = ranking.table(done, results, measured)
+    bounded = classical.tables(workdir, done, results)
     pictures = {
         "examples": figures.examples(records.load_examples(workdir)),
         "fig1a": figures.loss_curves(lines),
@@ -59,6 +61,7 @@ def build(workdir: str | Path) -> Report:
         "fig1c": figures.test_error(lines),
         "fig2": figures.accuracy_curves(lines),
         **capacity.figures(capacity.sweep(done, measured)),
+        "classical": classical.figure(bounded),
         "along": along.curves(lines, records.load_measures_along(workdir)),
     }
     pictures = {name: png for name, png in pictures.items() if png is not None}
@@ -71,8 +74,11 @@ def build(workdir: str | Path) -> Report:
     if ranked is not None:
         text = tables.markdown(ranked.title, ranked)
         records.write_atomically(folder / "ranking.md", text)
-    sentences = [t.summary for t in (*compared, ranked) if t is not None]
+    for table in bounded:
+        text = tables.markdown(table.title, table)
+        records.write_atomically(folder / f"{table.name}.md", text)
+    sentences = [t.summary for t in (*compared, *bounded, ranked) if t and t.summary]
     summary = series.summary(results, done, lines, sentences)
-    html = page.render(results, summary, pictures, compared, series.table(lines), ranked)
+    html = page.render(results, summary, pictures, compared, series.table(lines), ranked, bounded)
     records.write_atomically(folder / "index.html", html)
     return Report(folder / "index.html", summary)
