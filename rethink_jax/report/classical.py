@@ -294,7 +294,11 @@ def _stability_table(workdir: str | Path) -> Classical | None:
     fields = dict.fromkeys(f for s in found for f in s.fields if f not in _DRAWN)
     names = _names([s.fields for s in found], list(fields))
     rows, vacuous, bounded = [], 0, 0
-    for name, setting in zip(names, found, strict=True):
+    settings = sorted(
+        zip(names, found, strict=True),
+        key=lambda s: (s[0], s[1].num_images, s[1].fields["corruption.label_prob"]),
+    )
+    for name, setting in settings:
         for loss, change in setting.changes.items():
             largest = stability.LOSSES[loss].largest
             bound = math.nan
