@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_report import made_workdir
 
-from rethink_jax import records, report, sweep, train
+from rethink_jax import records, report, sweep, train, trials
 from rethink_jax.report import classical
 from rethink_jax.schema import UserError
 from rethink_jax.theory import bounds, stability
@@ -120,6 +120,23 @@ def test_other_sweeps_have_no_such_tables(tmp_path):
     results = records.load_results(tmp_path)
     assert classical.tables(tmp_path, results.trials, results) == []
     assert classical.figure([]) is None
+
+
+def test_names_of_networks_that_have_other_fields():
+    """Of an MLP, a "sequential" network has no width, and the other way round."""
+    pooled = {"name": "sequential", "layers": ("avg_pool 4", "flatten")}
+    nested = [
+        {"model": {"name": "mlp", "hidden": (8,)}, "corruption": {"label_prob": 1.0}},
+        {"model": pooled},
+        {"model": pooled, "optimizer": {"weight_decay": 1.0}},
+    ]
+    fields = [dict(trials.resolve(n).fields) for n in nested]
+    every = [
+        f for f in dict.fromkeys(k for own in fields for k in own) if f not in classical._DRAWN
+    ]
+    assert classical._names(fields, every) == [
+        "MLP 8", "linear, avg_pool 4, weight_decay 0.0", "linear, avg_pool 4, weight_decay 1.0",
+    ]  # fmt: skip
 
 
 def test_names_of_networks(tmp_path):

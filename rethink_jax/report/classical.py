@@ -159,7 +159,7 @@ def _names(firsts: Sequence[Any], fields: Sequence[str]) -> list[str]:
         alike = [f for f, other in zip(firsts, plain, strict=True) if other == name]
         own = [
             f"{c.split('.')[-1]} {first[c]}" for c in fields
-            if c != "data.num_train" and len({repr(f[c]) for f in alike}) > 1
+            if c != "data.num_train" and len({repr(f.get(c)) for f in alike}) > 1
         ]  # fmt: skip
         found.append(", ".join([name, *own]))
     return found
@@ -291,9 +291,14 @@ def _stability_table(workdir: str | Path) -> Classical | None:
         return Classical("stability", title, header, [], [f"Not measured: {error}"], "", [])
     if not found:
         return None
-    names = _names([s.fields for s in found], [f for f in found[0].fields if f not in _DRAWN])
+    fields = dict.fromkeys(f for s in found for f in s.fields if f not in _DRAWN)
+    names = _names([s.fields for s in found], list(fields))
     rows, vacuous, bounded = [], 0, 0
-    for name, setting in zip(names, found, strict=True):
+    settings = sorted(
+        zip(names, found, strict=True),
+        key=lambda s: (s[0], s[1].num_images, s[1].fields["corruption.label_prob"]),
+    )
+    for name, setting in settings:
         for loss, change in setting.changes.items():
             largest = stability.LOSSES[loss].largest
             bound = math.nan
