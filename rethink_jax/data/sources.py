@@ -105,7 +105,7 @@ def digits() -> Dataset:
     CC BY 4.0), as distributed by scikit-learn.
     """
     with (resources.files("rethink_jax.data") / "digits.npz").open("rb") as file:
-        stored = np.load(file)
+        stored = np.load(file, allow_pickle=False)
         images, labels = stored["images"], stored["labels"].astype(np.int32)
     rank = np.empty(len(labels), np.int64)
     for c in range(10):

@@ -281,7 +281,7 @@ def test_truncated_tar(tmp_path, kind, keep):
     write_tar(path, cifar_members(kind))
     whole = path.read_bytes()
     path.write_bytes(whole[: int(keep * len(whole))])
-    with pytest.raises(UserError, match=r"tar\.gz is damaged: not a whole tar archive"):
+    with pytest.raises(UserError, match=r"tar\.gz is damaged: not a whole (gzip|tar)"):
         sources.load("cifar10", str(tmp_path))
 
 
