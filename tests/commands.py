@@ -29,6 +29,8 @@ def run(name, *args):
     app.define_help_flags()
     flags.FLAGS.unparse_flags()
     known = set(flags.FLAGS)
+    # Where ml_collections puts the config file; the next one would find the last one's names there.
+    sys.modules.pop("config_config", None)
     argv = [f"launch/{name}.py", *map(str, args)]
     with (
         mock.patch.object(sys, "argv", argv),

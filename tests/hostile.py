@@ -156,7 +156,7 @@ def _values(**changed):
     def write(folder):
         arrays = idx_arrays()
         for name in arrays:
-            arrays[name] = changed.get(name.rsplit("-", 1)[0].replace("-", "_"), arrays[name])
+            arrays[name] = changed.get(name.split("-idx")[0].replace("-", "_"), arrays[name])
         write_idx_set(folder / "mnist", arrays)
 
     return write

@@ -5,6 +5,7 @@ Most are run inside this process (`commands`), some by a new one to see that bot
 """
 
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import commands
 import hostile
 import pytest
 
-from rethink_jax import cli
+from rethink_jax import cli, records
 from rethink_jax.data import readers
 
 ROOT = Path(__file__).parents[1]
@@ -148,8 +149,8 @@ MISTAKES = {
     "code_for_a_tuple": given("trial.model.hidden=__import__('os')", "model.hidden"),
     # --- values of fields
     "negative_batch": given("trial.batch_size=-8", "batch_size is -8", "at least 1"),
-    "negative_seed": given("trial.seed=-1", "seed is -1", "from 0"),
-    "huge_seed": given("trial.seed=2147483648", "2147483648", "from 0 to 2147483647"),
+    "negative_seed": given("trial.data.seed=-1", "seed is -1", "from 0"),
+    "huge_seed": given("trial.data.seed=2147483648", "2147483648", "from 0 to 2147483647"),
     "negative_epochs": given("trial.stop.max_epochs=-1", "max_epochs is -1", "at least 1"),
     "negative_rate": given("trial.optimizer.learning_rate=-0.1", "is -0.1", "at least 0"),
     "infinite_rate": given("trial.optimizer.learning_rate=inf", "is inf", "at least 0"),
@@ -160,8 +161,8 @@ MISTAKES = {
     "unbalanced_subset": given(
         "trial.data.balanced=True|trial.data.num_train=1440", "cannot be balanced", "1440"
     ),
-    "balanced_without_size": given(
-        "trial.data.balanced=True|trial.data.num_train=None", "num_train", "size of the subset"
+    "balanced_without_size": Mistake(
+        "sweep", sweep("small", "--config.trial.data.balanced=True"), ("num_train", "set the size")
     ),
     "confusion_above_data": given("trial.data.num_confusion=9999", "num_confusion is 9999", "1442"),
     "prob_above_one": given("trial.corruption.label_prob=1.5", "1.5", "from 0 to 1"),
@@ -170,7 +171,7 @@ MISTAKES = {
     "unknown_data": given("trial.data.name=digit", "did you mean 'digits'?"),
     "unknown_corruption": given("trial.corruption.pixels=shufled", "did you mean 'shuffled'?"),
     "unknown_model": given("trial.model.name=mpl", "did you mean 'mlp'?"),
-    "unknown_optimizer": given("trial.optimizer.name=adm", "optimizer.name is 'adm'", "adam"),
+    "unknown_optimizer": given("trial.optimizer.name=adm", "optimizer.name is 'adm'", "one of sgd"),
     "unknown_normalization": given(
         "trial.preprocess.normalize=imagnet", "did you mean 'imagenet'?"
     ),
@@ -185,11 +186,10 @@ MISTAKES = {
         "--config.trial.preprocess.crop_size",
     ),
     "crop_without_size": given(
-        "trial.preprocess.random_crop=True|trial.preprocess.crop_size=None",
+        "trial.preprocess.random_crop=True",
         "random_crop is True without preprocess.crop_size",
     ),
     "size_of_images_in_memory": given("trial.data.image_size=16", "image_size is 16", "Leave it"),
-    "dropout_in_no_layer": given("trial.regularizer.dropout=0.5", "no dropout layer", "input_drop"),
     "decay_of_nothing": given(
         "trial.optimizer.weight_decay=0.1|trial.optimizer.decay_params=dense/.*",
         "'dense/.*'",
@@ -209,7 +209,9 @@ MISTAKES = {
     "data_folder_of_any_letters": data(
         hostile.UNICODE, f"{{tmp}}/data/{hostile.UNICODE}/mnist lacks train-labels-idx1-ubyte"
     ),
-    "data_folder_of_a_long_name": data(LONG, "no mnist in {tmp}/data/xxx", "data_files.dir"),
+    "data_folder_of_a_long_name": data(
+        LONG, "cannot read mnist", "{tmp}/data/xxx", "too long", "data_files.dir"
+    ),
     "data_folder_with_a_zero_byte": config("zero_byte", "no mnist in", "data_files.dir"),
     "idx_missing": data("mnist_missing", "lacks t10k-labels-idx1-ubyte", "put the missing"),
     "idx_cut": data("mnist_cut", "train-images-idx3-ubyte is damaged", "5 x 4 x 6", "fetch it"),
@@ -245,14 +247,14 @@ MISTAKES = {
     "cifar_tar_of_text": data("tar_of_text", "not a whole tar archive", source="cifar10"),
     "cifar_tar_escapes": data("tar_escapes", "it lacks data_batch_1.bin", source="cifar10"),
     "images_missing": images("none", "no folder {tmp}/data/none", "train/CLASS"),
-    "images_of_a_long_name": images(LONG, "no folder {tmp}/data/xxx", "train/CLASS"),
+    "images_of_a_long_name": images(
+        LONG, "cannot read folder:{tmp}/data/xxx", "File name too long"
+    ),
     "images_without_val": images("images_no_val", "lacks val/ (or test/)"),
     "images_without_train": images("images_no_train", "lacks train/"),
     "images_of_an_unknown_class": images("images_class", "class 'c'", "has not"),
     "images_without_classes": images("images_flat", "has no class folders", "folder of its class"),
     "images_of_an_empty_class": images("images_empty", "train/a has no images", "take the folder"),
-    "images_of_text": images("images_text", "train/a/0.png", "neither a JPEG nor a PNG"),
-    "images_cut": images("images_cut", "train/a/0.png", "truncated", "put a whole"),
     "own_set_of_nan": config("own_nan", "own: train images are float64[4, 8, 8, 1]", "uint8[N"),
     "own_set_of_a_label": config("own_label", "a train label is 2, outside 0 to 1"),
     "own_set_of_objects": config("own_object_npy", "data set 'own'", "allow_pickle"),
@@ -326,8 +328,8 @@ MISTAKES = {
     "report_measures": reported("measures_text", "measures.csv", "no column", "move it"),
     "report_bytes_in_measures": reported("measures_bytes", "measures.csv", "move it"),
     "report_is_a_file": reported("report_is_a_file", "cannot write", "report"),
-    "report_cut_theory": reported("theory_cut", "no run.json"),
-    "report_other_theory": reported("theory_other", "theory/memorizer", "is damaged", "delete"),
+    "report_cut_theory": reported("theory_cut", "no whole record", "run launch.theory"),
+    "report_other_theory": reported("theory_other", "no whole record", "run launch.theory"),
     # --- launch.theory
     "theory_without_config": Mistake("theory", ("--workdir={tmp}/new",), ("--config is missing",)),
     "theory_without_workdir": Mistake(
@@ -340,10 +342,10 @@ MISTAKES = {
     "theory_unknown_axis": theory("--config.sweep.sed=(1,)", words=("'sweep.seed'?",)),
     "theory_word": theory("--config.trial.depth=two", words=("trial.depth", "'two'")),
     "theory_value": theory("--config.trial.depth=1", words=("trial.depth is 1", "at least 2")),
-    "theory_choice": theory("--config.trial.labels=rand", words=("did you mean 'random'?",)),
+    "theory_choice": theory("--config.sweep.labels=('rand',)", words=("did you mean 'random'?",)),
     "theory_data": theory("--config.trial.data=digit", words=("did you mean 'digits'?",)),
     "theory_streamed": theory(
-        "--config.trial.data=folder:{tmp}/data/images_text", words=("memory",)
+        "--config.trial.data=folder:{tmp}/data/images_text", words=("read from disk",)
     ),
     "theory_too_many": theory("--config.sweep.num_train=(9999,)", words=("'num_train'",)),
     "theory_workdir": Mistake(
@@ -417,3 +419,82 @@ def test_a_mistake_gives_one_line_and_changes_nothing(name, folder):
     # It is found before anything is announced or written.
     assert outcome.out == ""
     assert snapshot(folder) == before
+
+
+REAL = ("config_with_syntax_error", "cifar_py_code", "report_empty_table", "bench_lanes")
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_new_process_says_the_same(name, folder):
+    mistake = MISTAKES[name]
+    args = filled(mistake, folder)
+    # Nothing is compiled that would be worth keeping in the user's cache.
+    real = subprocess.run(
+        [sys.executable, "-m", f"launch.{mistake.command}", *args],
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert commands.Outcome(real.returncode, real.stdout, real.stderr) == commands.run(
+        mistake.command, *args
+    )
+
+
+def test_every_command_is_there():
+    own = {p.stem for p in (ROOT / "launch").glob("*.py")} - {"__init__"}
+    assert {m.command for m in MISTAKES.values()} >= own - {"status"}
+    assert len(MISTAKES) >= 60
+
+
+# The last also in one that failed before anything was imported.
+@pytest.mark.parametrize("name", ["negative_batch", "report_of_nothing", "bench_lanes"])
+@pytest.mark.parametrize("flag", ["--debug", "--debug=true"])
+def test_debug_shows_the_traceback(name, flag, folder):
+    mistake = MISTAKES[name]
+    outcome = commands.run(mistake.command, *filled(mistake, folder), flag)
+    assert outcome.err.startswith("Traceback (most recent call last)")
+    for word in mistake.words:
+        assert word.format(tmp=folder) in outcome.err
+    assert outcome.code != cli.EXIT_OK
+
+
+def test_code_in_data_files_is_not_run(folder):
+    """By all that went before; read without care, each of these files makes the canary."""
+    made = folder / "canary"
+    assert not made.exists()
+    batch = folder / "data" / "py_code" / "cifar-10-batches-py" / "data_batch_1"
+    pickle.loads(batch.read_bytes())
+    assert made.exists()
+    made.unlink()
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [("images_text", "neither a JPEG nor a PNG"), ("images_cut", "put a whole 8-bit JPEG or PNG")],
+)
+def test_an_image_that_is_found_damaged_while_running(name, word, folder, tmp_path):
+    path = f"folder:{folder}/data/{name}"
+    outcome = commands.run(
+        "sweep",
+        f"--config={folder}/configs/images.py",
+        f"--workdir={tmp_path}",
+        f"--config.trial.data.name={path}",
+    )
+    assert outcome.code == cli.EXIT_USER
+    (line,) = outcome.err.splitlines()
+    assert line.startswith("error: ") and "train/a/0.png" in line and word in line
+
+
+def test_a_trial_that_diverges_is_a_row_of_its_own(folder, tmp_path):
+    outcome = commands.run(
+        "sweep",
+        f"--config={folder}/configs/two_seeds.py",
+        f"--workdir={tmp_path}",
+        "--config.sweep.optimizer.learning_rate=(0.1,1e30)",
+        "--config.sweep.seed=(0,)",
+    )
+    assert "Traceback" not in outcome.err
+    results = records.Workdir(tmp_path).finished().values()
+    found = {r["trial"]["optimizer"]["learning_rate"]: r["status"] for r in results}
+    assert found == {0.1: "finished", 1e30: "diverged"}

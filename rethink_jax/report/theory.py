@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rethink_jax import records
-from rethink_jax.report import page, tables
+from rethink_jax.report import output, page, tables
 from rethink_jax.report.tables import PaperTable
 from rethink_jax.theory import cases
 
@@ -123,25 +123,24 @@ _TABLES: dict[str, Callable[[list[Record]], PaperTable]] = {
 
 def build(workdir: Path, found: list[Record]) -> tuple[Path, list[str]]:
     """Writes <workdir>/report/index.html, and the tables as Markdown; its path, and its summary."""
-    folder = workdir / "report"
-    folder.mkdir(exist_ok=True)
-    parts, summary = [], []
+    parts, summary, texts = [], [], {}
     for experiment, tabulate in _TABLES.items():
         if not (own := [r for r in found if r["experiment"] == experiment]):
             continue
         made = tabulate(_sorted(own))
         parts.append(page.table(made.title, made))
         summary.append(made.summary)
-        text = tables.markdown(made.title, made)
-        records.write_atomically(folder / f"{made.name}.md", text)
+        texts[f"{made.name}.md"] = tables.markdown(made.title, made)
     everything = "\n\n".join(f"{cases.table(r)}" for r in found)
     runs = json.dumps([r["run"] | {"trial": r["trial"]} for r in found], indent=1)
     parts += [
         page.details("All numbers", everything),
         page.details("Commands, versions, devices", runs),
     ]
-    html = page.document("Theory, as programs", summary, "".join(parts))
-    records.write_atomically(folder / "index.html", html)
+    texts["index.html"] = page.document("Theory, as programs", summary, "".join(parts))
+    with output.folder_of(workdir) as folder:
+        for name, text in texts.items():
+            records.write_atomically(folder / name, text)
     return folder / "index.html", summary
 
 
