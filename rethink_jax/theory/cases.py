@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import importlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -199,9 +201,7 @@ def run(config: Any, workdir: str | Path, command: list[str]) -> Iterator[str]:
     cases, settings = expand(config), _settings(plain(config))
     folder = Path(workdir).expanduser() / "theory"
     with _writing(folder):  # Before anything is computed that could not be kept.
-        folder.mkdir(parents=True, exist_ok=True)
-        records.write_atomically(folder / ".writable", "")
-        (folder / ".writable").unlink()
+        _check_can_be_made(folder)
     for number, case in enumerate(cases, 1):
         path = folder / f"{case.name}.json"
         record = _read(path)
@@ -216,6 +216,7 @@ def run(config: Any, workdir: str | Path, command: list[str]) -> Iterator[str]:
                 "run": header.run_facts(command),
             }
             with _writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
                 records.write_atomically(path, json.dumps(record, indent=1, default=_literal))
         text = table(record)
         yield f"{text}\n({number} of {len(cases)}; {done}numbers: {path})\n"
@@ -250,6 +251,14 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
         return None
     return record
+
+
+def _check_can_be_made(folder: Path) -> None:
+    """Raises OSError if the folder cannot be made, or written; makes nothing."""
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        number = errno.EACCES if there.is_dir() else errno.ENOTDIR
+        raise OSError(number, os.strerror(number))
 
 
 @contextlib.contextmanager
