@@ -113,4 +113,8 @@ def _unknown_override(argv: Sequence[str], error: Exception, known: list[str]) -
                 f"{', '.join(having)}); to take another network, write in the config "
                 f"trial.model = rethink_jax.network({having[0]!r})"
             )
+        if isinstance(error, AttributeError | KeyError) and repr(name[1].split(".")[-1]) in str(
+            error
+        ):
+            return f"--config.{name[1]}: this config has no such field (--fields lists them)"
     return None

@@ -164,6 +164,12 @@ def check_fields(values: Mapping[str, Any]) -> None:
             f"data.num_confusion is {values['data.num_confusion']}; {streams}. Leave it at 0, or "
             "take a data set that lies in memory"
         )
+    for field in ("data.classes", "data.replaced"):
+        if values[field] is not None:
+            raise UserError(
+                f"{field} is {values[field]!r}; {streams}. Leave it out, or take a data set that "
+                "lies in memory"
+            )
     if values["corruption.pixels"] != "none":
         raise UserError(
             f"corruption.pixels is {values['corruption.pixels']!r}; {streams}, as they are. "

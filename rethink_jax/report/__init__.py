@@ -27,6 +27,7 @@ def build(workdir: str | Path) -> Report:
         from rethink_jax.report import (
             along,
             capacity,
+            classical,
             figures,
             output,
             page,
@@ -55,6 +56,7 @@ def build(workdir: str | Path) -> Report:
     compared = tables.tables(done, results)
     measured = records.load_measures(folder)
     ranked = ranking.table(done, results, measured)
+    bounded = classical.tables(folder, done, results)
     pictures = {
         "examples": figures.examples(records.load_examples(folder)),
         "fig1a": figures.loss_curves(lines),
@@ -62,12 +64,13 @@ def build(workdir: str | Path) -> Report:
         "fig1c": figures.test_error(lines),
         "fig2": figures.accuracy_curves(lines),
         **capacity.figures(capacity.sweep(done, measured)),
+        "classical": classical.figure(bounded),
         "along": along.curves(lines, records.load_measures_along(folder)),
     }
     pictures = {name: png for name, png in pictures.items() if png is not None}
-    sentences = [t.summary for t in (*compared, ranked) if t is not None]
+    sentences = [t.summary for t in (*compared, *bounded, ranked) if t and t.summary]
     summary = series.summary(results, done, lines, sentences)
-    html = page.render(results, summary, pictures, compared, series.table(lines), ranked)
+    html = page.render(results, summary, pictures, compared, series.table(lines), ranked, bounded)
     with output.folder_of(folder) as folder:
         for name, png in pictures.items():
             (folder / f"{name}.png").write_bytes(png)
@@ -78,5 +81,8 @@ def build(workdir: str | Path) -> Report:
         if ranked is not None:
             text = tables.markdown(ranked.title, ranked)
             records.write_atomically(folder / "ranking.md", text)
+        for table in bounded:
+            text = tables.markdown(table.title, table)
+            records.write_atomically(folder / f"{table.name}.md", text)
         records.write_atomically(folder / "index.html", html)
     return Report(folder / "index.html", summary)

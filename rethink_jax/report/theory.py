@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rethink_jax import records
-from rethink_jax.report import output, page, tables
+from rethink_jax.report import (
+    output,
+    page,
+    tables,
+    theory_minimum_norm,
+    theory_overtraining,
+)
 from rethink_jax.report.tables import PaperTable
 from rethink_jax.theory import cases
 
@@ -115,6 +122,65 @@ def _shown(value: Any, form: str) -> str:
 
 # --- the page -------------------------------------------------------------------------------------
 
+
+def _minimum_norm(record: Record) -> str:
+    said, model = record["found"]["statements"], record["found"]["model"]
+    moved = said["largest change of the component that may not move"]
+    return (
+        f"{_of(record)}: SGD from zero ends at the minimum-norm solution (distance at most "
+        f"{_shown(said['largest distance to the minimum norm, from zero'], '.0e')} of its norm), "
+        f"from other starts at the solution closest to each (at most "
+        f"{_shown(said['largest distance to its own limit'], '.0e')}); what is outside the span of "
+        f"the images moves by {_shown(moved, '.0e')}; "
+        f"{model['dimensions']:,} weights for each class"
+    )
+
+
+def _overtraining(record: Record) -> str:
+    said = record["found"]["statements"]
+    return (
+        f"the minimum-norm solution's test error is worst at "
+        f"{said['peak of the minimum norm, alpha']:g} examples for each parameter (theory: "
+        f"{said['peak in theory, alpha']:g}): {said['minimum norm at the peak, median']:.3g} of "
+        f"what knowing nothing gives; stopped at the best time {said['stopped at the peak']:.2f}"
+    )
+
+
+def _of(record: Record) -> str:
+    trial = record["trial"]
+    if not trial.get("data"):
+        return ""
+    return f"{trial['num_train']:,} images of {trial['data']}"
+
+
+class _Figure(NamedTuple):
+    """say: a sentence for the top of the page"""
+
+    title: str
+    caption: str
+    draw: Callable[[dict[str, Any]], bytes]
+    say: Callable[[Record], str]
+
+
+# One figure for each record.
+_FIGURES = {
+    "minimum_norm": _Figure(
+        "SGD on a linear model finds the closest interpolating weights",
+        "Distances along training. From zero the closest weights are those of minimum norm; what "
+        "is outside the span of the images never moves (Zhang et al. 2017, Section 5).",
+        theory_minimum_norm.figure,
+        _minimum_norm,
+    ),
+    "overtraining": _Figure(
+        "Overtraining is worst at as many parameters as examples",
+        "A linear student of a noisy teacher: theory in the limit of large dimensions beside "
+        "gradient descent (the setup of Advani and Saxe 2017); right: random ReLU features of "
+        "images.",
+        theory_overtraining.figure,
+        _overtraining,
+    ),
+}
+
 _TABLES: dict[str, Callable[[list[Record]], PaperTable]] = {
     "memorizer": memorizers,
     "kernel": kernels,
@@ -131,6 +197,14 @@ def build(workdir: Path, found: list[Record]) -> tuple[Path, list[str]]:
         parts.append(page.table(made.title, made))
         summary.append(made.summary)
         texts[f"{made.name}.md"] = tables.markdown(made.title, made)
+    drawn, pictures = [], {}
+    for experiment, (title, caption, draw, say) in _FIGURES.items():
+        for record in _sorted([r for r in found if r["experiment"] == experiment]):
+            png, name = draw(record["found"]), cases.name(record)
+            pictures[f"{name}.png"] = png
+            drawn.append(page.figure(title, f"{caption} {_of(record)}", png))
+            summary.append(say(record))
+    parts.append(f"<div class='grid'>{''.join(drawn)}</div>" if drawn else "")
     everything = "\n\n".join(f"{cases.table(r)}" for r in found)
     runs = json.dumps([r["run"] | {"trial": r["trial"]} for r in found], indent=1)
     parts += [
@@ -139,6 +213,8 @@ def build(workdir: Path, found: list[Record]) -> tuple[Path, list[str]]:
     ]
     texts["index.html"] = page.document("Theory, as programs", summary, "".join(parts))
     with output.folder_of(workdir) as folder:
+        for name, png in pictures.items():
+            (folder / name).write_bytes(png)
         for name, text in texts.items():
             records.write_atomically(folder / name, text)
     return folder / "index.html", summary
@@ -150,6 +226,6 @@ def _sorted(found: list[Record]) -> list[Record]:
     def key(record: Record) -> tuple[Any, ...]:
         trial = record["trial"]
         rest = [repr(trial.get(k)) for k in ("labels", "features", "ridge")]
-        return (trial["data"], -record["found"]["data"]["train"], *rest, trial.get("depth"))
+        return (trial["data"] or "", -(trial["num_train"] or math.inf), *rest, trial.get("depth"))
 
     return sorted(found, key=key)

@@ -11,4 +11,6 @@ An experiment is a module with three names, and one entry in `EXPERIMENTS`:
 EXPERIMENTS = {
     "memorizer": "rethink_jax.theory.memorizer_report",
     "kernel": "rethink_jax.theory.kernel_report",
+    "minimum_norm": "rethink_jax.theory.minimum_norm_report",
+    "overtraining": "rethink_jax.theory.overtraining_report",
 }

@@ -228,6 +228,12 @@ def load(workdir: str | Path) -> list[dict[str, Any]]:
     return [record for path in paths if (record := _read(path))]
 
 
+def name(record: dict[str, Any]) -> str:
+    """What its files are called."""
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in record["trial"].items()}
+    return Case(record["experiment"], tuple(sorted(fields.items()))).name
+
+
 def table(record: dict[str, Any]) -> str:
     """What a record says, as text."""
     return _module(record["experiment"]).table(record["found"])

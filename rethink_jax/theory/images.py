@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numpy as np
 
 from rethink_jax import streams
-from rethink_jax.data import corruption, sources
+from rethink_jax.data import corruption
 from rethink_jax.data import dataset as datasets
 from rethink_jax.data.dataset import Dataset
-from rethink_jax.schema import UserError, suggest
+from rethink_jax.schema import UserError
 from rethink_jax.theory import kernels
 
 _STRIP = 1000
@@ -22,18 +22,6 @@ class Rows(NamedTuple):
 
     train_NxD: np.ndarray
     test_MxD: np.ndarray
-
-
-def load(data: str, data_dir: str | None, num_train: int | None, seed: int) -> Dataset:
-    """A data set in memory, with a random subset of its training images; None: with all of them.
-
-    Raises:
-      UserError: as `sources.load`; the set is streamed; there are not as many images.
-    """
-    dataset = sources.load(data, data_dir)
-    if not isinstance(dataset, Dataset):
-        raise UserError(f"the images of {data} are streamed; a linear model needs them in memory")
-    return dataset if num_train is None else choose(dataset, num_train, seed)
 
 
 def choose(dataset: Dataset, num_train: int, seed: int) -> Dataset:
@@ -57,15 +45,7 @@ def rows(dataset: Dataset, inputs: str, whole: Dataset) -> Rows:
     whole: whose training images give the means and deviations. By those of a small subset its rows
       would sum to 0, and N rows with a sum of 0 do not interpolate. A pixel that is the same in all
       of them becomes 0.
-
-    Raises:
-      UserError: unknown inputs.
     """
-    if inputs not in INPUTS:
-        raise UserError(
-            f"there are no inputs {inputs!r}{suggest(inputs, INPUTS)}; there are "
-            f"{', '.join(INPUTS)}"
-        )
     train_NxD, test_MxD = (
         images.reshape(len(images), -1) / 255.0
         for images in (dataset.train_images, dataset.test_images)

@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rethink_jax import header, memory, paper_kernels, streams
-from rethink_jax.data import corruption
+from rethink_jax import header, memory, paper_kernels
 from rethink_jax.data.dataset import Dataset
 from rethink_jax.paper import Published
 from rethink_jax.schema import Field, UserError
-from rethink_jax.theory import cases, interpolation, kernels
+from rethink_jax.theory import cases, images, interpolation, kernels
 from rethink_jax.theory import features as image_features
 from rethink_jax.theory.interpolation import Options, Solution
 from rethink_jax.theory.kernels import KernelMatrix
@@ -23,7 +22,7 @@ from rethink_jax.theory.kernels import KernelMatrix
 _PATCHES = "patches"
 # What is tried on training images that are held out: so many at most to fit, and to validate.
 _FITTED, _VALIDATED = 10_000, 5_000
-_BANDWIDTHS = (0.25, 0.35, 0.5, 0.7, 1.0)
+_BANDWIDTHS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
 _RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 FIELDS = cases.IMAGES | cases.LABELS | {
@@ -104,14 +103,7 @@ def run(
 
 
 def _targets(dataset: Dataset, labels: str, targets: str, seed: int) -> np.ndarray:
-    labels_N = np.asarray(dataset.train_labels)
-    if labels == "random":
-        labels_N = np.asarray(
-            corruption.corrupt_labels(
-                labels_N, "uniform", 1.0, seed, streams.LABELS, dataset.num_classes
-            )
-        )
-    onehot_NxY = np.eye(dataset.num_classes)[labels_N]
+    onehot_NxY = images.onehot_targets(dataset, {"true": 0.0, "random": 1.0}[labels], seed)
     return onehot_NxY if targets == "onehot" else 2 * onehot_NxY - 1
 
 
@@ -239,19 +231,19 @@ def _patches(
         raise UserError(
             f"patches of 6x6 pixels of images {side} pixels high or wide; take images of 6 or more"
         )
-    images, test = dataset.train_images, dataset.test_images
+    train, test = dataset.train_images, dataset.test_images
     if ridge == 0 and not options.jitter:
-        kept = interpolation.distinct(image_features.pixels(images), targets_NxY)
-        images, targets_NxY = images[kept], targets_NxY[kept]
-    needed, limit = 8 * len(images) * (len(images) + len(test)), memory.host_bytes()
+        kept = interpolation.distinct(image_features.pixels(train), targets_NxY)
+        train, targets_NxY = train[kept], targets_NxY[kept]
+    needed, limit = 8 * len(train) * (len(train) + len(test)), memory.host_bytes()
     if not memory.fits(needed, limit):
         raise UserError(
-            f"the inner products of {len(images):,} with {len(images) + len(test):,} images need "
+            f"the inner products of {len(train):,} with {len(train) + len(test):,} images need "
             f"{memory.mib(needed)}; {memory.mib(limit or 0)} are available. Take a smaller "
             "--config.trial.num_train"
         )
-    drawn = image_features.Patches(images, num_filters, options.seed)
-    gram, cross_MxN = image_features.patch_matrices(drawn, images, test, say)
+    drawn = image_features.Patches(train, num_filters, options.seed)
+    gram, cross_MxN = image_features.patch_matrices(drawn, train, test, say)
     errors = {}
     if ridge is None:
         ridge, errors["ridge"] = _validated_ridge(gram, targets_NxY, options, say)

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rethink_jax import header
-from rethink_jax.schema import UserError
-from rethink_jax.theory import gradient_descent, images
+from rethink_jax.schema import Field, UserError
+from rethink_jax.theory import cases, gradient_descent, images
 from rethink_jax.theory.gradient_descent import Geometry
 
 # Of checkpoints in each half: spaced by logarithms, and evenly (for the rate at the end).
@@ -33,40 +33,56 @@ class _Problem(NamedTuple):
     seed: int
 
 
+FIELDS = cases.IMAGES | {
+    "num_train": Field(
+        int, 40, "a random subset, small enough that its rows are linearly independent", low=2
+    ),
+    "inputs": Field(
+        str, "standardized", "pixels from 0 to 1, or each of mean 0 and deviation 1",
+        choices=images.INPUTS,
+    ),
+    "batch_size": Field(int, 10, "rows of a step", low=1),
+    "momentum": Field(float, 0.9, "of the runs with momentum, below 1; 0: there are none", low=0),
+    "step": Field(
+        float, 0.95, "by the largest learning rate at which no batch can increase the distance to "
+        "the limit; with momentum times 1 - momentum", low=0,
+    ),
+    "starts": Field(int, 3, "random ones, beside zero", low=0),
+    "start_scale": Field(
+        float, 1.0, "deviation of their weights, times the root of the dimensions", low=0
+    ),
+    "tolerance": Field(
+        float, 1e-10, "of the distance to the limit, by the start's; decides how long runs are",
+        low=0,
+    ),
+    "max_steps": Field(int, 300_000, "of a run, at most", low=1),
+}  # fmt: skip
+
+
 def run(
-    say: Callable[[str], None],
-    data: str = "digits",
-    data_dir: str | None = None,
-    num_train: int = 40,
-    seed: int = 0,
-    inputs: str = "standardized",
-    batch_size: int = 10,
-    momentum: float = 0.9,
-    step: float = 0.95,
-    starts: int = 3,
-    start_scale: float = 1.0,
-    tolerance: float = 1e-10,
-    max_steps: int = 300_000,
+    context: cases.Context,
+    data: str,
+    num_train: int,
+    seed: int,
+    inputs: str,
+    batch_size: int,
+    momentum: float,
+    step: float,
+    starts: int,
+    start_scale: float,
+    tolerance: float,
+    max_steps: int,
 ) -> dict[str, Any]:
     """Trains from zero and from random starts, on true and random labels, and measures the way.
 
-    Args:
-      num_train: a random subset, small enough that its rows are linearly independent
-      inputs: "standardized" (each pixel, over all training images) or "raw"
-      momentum: of the runs with momentum; 0: there are none
-      step: of the largest learning rate at which no batch can increase the distance to the limit,
-        2 over `gradient_descent.largest_curvature`; with momentum times 1 - momentum
-      starts: random ones, beside zero   start_scale: their weights are normal with a deviation of
-        this over the root of the dimensions
-      tolerance: runs are as long as the predicted rate needs to bring the distance to this part of
-        the start's   max_steps: at most
+    The largest learning rate is 2 over `gradient_descent.largest_curvature`.
 
     Raises:
-      UserError: as `images.load` and `images.rows`; rows that do not interpolate; an option out of
+      UserError: as `sources.load` and `images.choose`; rows that do not interpolate; a value out of
         its range.
     """
-    _check(momentum, step, starts, start_scale, tolerance, max_steps)
-    whole = images.load(data, data_dir, None, seed)
+    _check(momentum, step, start_scale, tolerance)
+    whole = context.images(data, None, seed)
     dataset = images.choose(whole, num_train, seed)
     if not 1 <= batch_size <= num_train:
         raise UserError(f"batch_size is {batch_size}; take 1 to {num_train}, the training images")
@@ -103,26 +119,22 @@ def run(
         }
         for with_momentum in sorted({0.0, momentum}):
             pace = _pace(problem, step * 2 / curvature, with_momentum, tolerance, max_steps)
-            say(f"{labels} labels, momentum {with_momentum:g}: {1 + starts} runs")
+            context.say(f"{labels} labels, momentum {with_momentum:g}: {1 + starts} runs")
             found["runs"] += [
                 {"labels": labels, **run} for run in _runs(problem, targets_NxY, starting, pace)
             ]
     return found | {"statements": _statements(found)}
 
 
-def _check(
-    momentum: float, step: float, starts: int, start_scale: float, tolerance: float, max_steps: int
-) -> None:
+def _check(momentum: float, step: float, start_scale: float, tolerance: float) -> None:
     for what, value, good, allowed in (
-        ("momentum", momentum, 0 <= momentum < 1, "0 or more, below 1"),
-        ("step", step, 0 < step < math.inf, "more than 0; below 1 it cannot diverge"),
-        ("starts", starts, starts >= 0, "0 or more"),
-        ("start_scale", start_scale, 0 < start_scale < math.inf, "more than 0"),
+        ("momentum", momentum, momentum < 1, "0 or more, below 1"),
+        ("step", step, step > 0, "more than 0; below 1 it cannot diverge"),
+        ("start_scale", start_scale, start_scale > 0, "more than 0"),
         ("tolerance", tolerance, 0 < tolerance < 1, "more than 0, below 1"),
-        ("max_steps", max_steps, max_steps >= 1, "1 or more"),
     ):
         if not good:
-            raise UserError(f"{what} is {value}; take {allowed}")
+            raise UserError(f"trial.{what} is {value}; take {allowed}")
 
 
 class _Starts(NamedTuple):

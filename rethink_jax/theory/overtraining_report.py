@@ -18,8 +18,8 @@ import numpy as np
 
 from rethink_jax import header
 from rethink_jax.data.dataset import Dataset
-from rethink_jax.schema import UserError
-from rethink_jax.theory import images, overtraining, overtraining_images, overtraining_text
+from rethink_jax.schema import Field, UserError
+from rethink_jax.theory import cases, overtraining, overtraining_images, overtraining_text
 from rethink_jax.theory.overtraining import Setting
 
 _CHECKPOINTS, _FINE = 60, 121
@@ -41,40 +41,57 @@ class _Simulation(NamedTuple):
     seeds: Sequence[int]
 
 
+_ALPHAS = (0.1, 0.2, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 5.0, 10.0)
+_RATIOS = (0.1, 0.3, 0.6, 0.8, 0.9, 1.0, 1.1, 1.3, 2.0, 4.0, 8.0)
+
+FIELDS = {
+    "dimensions": Field(int, 100, "of the simulated student", low=1),
+    "alphas": Field(tuple, _ALPHAS, "examples by dimensions, above 0", each=float),
+    "snr": Field(float, 5.0, "variance of the teacher's output over that of the noise", low=0),
+    "start": Field(
+        float, 1.0, "deviation of a large start's weights, by the teacher's; a small one has a "
+        "tenth", low=0,
+    ),
+    "step": Field(float, 0.5, "learning rate times the law's largest eigenvalue, below 1", low=0),
+    "steps": Field(int, 2000, "of gradient descent", low=1),
+    "seeds": Field(int, 10, "data sets at each alpha, from seed on", low=1),
+    "seed": cases.IMAGES["seed"],
+    "data": Field(
+        str, "digits", "of the second part, with random ReLU features; None: there is none",
+        optional=True,
+    ),
+    "num_train": Field(int, 200, "images of the second part", low=2),
+    "label_noise": Field(float, 0.2, "probability that a label is redrawn", low=0, high=1),
+    "ratios": Field(tuple, _RATIOS, "features by images, above 0", each=float),
+    "image_steps": Field(int, 3000, "of gradient descent on features of images", low=1),
+    "image_seeds": Field(int, 3, "sets of images and features", low=1),
+}  # fmt: skip
+
+
 def run(
-    say: Callable[[str], None],
-    dimensions: int = 100,
-    alphas: Sequence[float] = (0.1, 0.2, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 5.0, 10.0),
-    snr: float = 5.0,
-    start: float = 1.0,
-    step: float = 0.5,
-    steps: int = 2000,
-    seeds: int = 10,
-    seed: int = 0,
-    data: str | None = "digits",
-    data_dir: str | None = None,
-    num_train: int = 200,
-    label_noise: float = 0.2,
-    ratios: Sequence[float] = (0.1, 0.3, 0.6, 0.8, 0.9, 1.0, 1.1, 1.3, 2.0, 4.0, 8.0),
-    image_steps: int = 3000,
-    image_seeds: int = 3,
+    context: cases.Context,
+    dimensions: int,
+    alphas: Sequence[float],
+    snr: float,
+    start: float,
+    step: float,
+    steps: int,
+    seeds: int,
+    seed: int,
+    data: str | None,
+    num_train: int,
+    label_noise: float,
+    ratios: Sequence[float],
+    image_steps: int,
+    image_seeds: int,
 ) -> dict[str, Any]:
     """Test errors of descent to its end, stopped, from small and large starts, and of a ridge.
 
-    Args:
-      dimensions: of the simulated student   alphas: examples by dimensions
-      snr: variance of the teacher's output over that of the noise
-      start: deviation of a large start's weights, over the teacher's; a small one has a tenth
-      step: learning rate times the law's largest eigenvalue, below 1   steps: of gradient descent
-      seeds: data sets at each alpha, from `seed` on
-      data: of the second part, with random ReLU features; None: there is none
-      label_noise: probability that a training label is redrawn   ratios: features by images
-
     Raises:
-      UserError: as `images.load`; an option out of its range.
+      UserError: as `sources.load`; a value out of its range.
     """
-    _check(snr, step, alphas, label_noise, ratios, min(steps, seeds, image_steps, image_seeds))
-    whole = None if data is None else images.load(data, data_dir, None, seed)
+    _check(snr, step, alphas, ratios)
+    whole = None if data is None else context.images(data, None, seed)
     simulation = _Simulation(dimensions, step, steps, range(seed, seed + seeds))
     found: dict[str, Any] = {
         "model": {
@@ -85,7 +102,7 @@ def run(
         "theory, at more alphas": _fine(alphas, snr, start),
     }  # fmt: skip
     for alpha in alphas:
-        say(f"alpha {alpha:g}: {seeds} data sets in {dimensions} dimensions")
+        context.say(f"alpha {alpha:g}: {seeds} data sets in {dimensions} dimensions")
         case = _case(Setting(float(alpha), snr), start, simulation)
         spaced = np.geomspace(1, steps, _CHECKPOINTS).astype(int)
         steps_C = np.unique(np.concatenate([[0, case.stop], spaced]))
@@ -97,30 +114,25 @@ def run(
             for what, number in _spread([of[name] for of in values]).items():
                 found["simulated"].setdefault(name, {}).setdefault(what, []).append(number)
         found["curves"].append(_curve(case, steps_C, np.array(errors)))
-    say("best times by signal to noise")
+    context.say("best times by signal to noise")
     found["times"] = [_times(alpha, simulation) for alpha in _TIME_ALPHAS]
     if whole is not None:
         of_images = overtraining_images.Options(
             num_train, label_noise, ratios, image_steps, range(seed, seed + image_seeds)
         )
-        found["images"] = _images(say, whole, of_images)
+        found["images"] = _images(context.say, whole, of_images)
     return found | {"statements": _statements(found)}
 
 
-def _check(
-    snr: float, step: float, alphas: Sequence[float], label_noise: float, ratios: Sequence[float],
-    counts: int,
-) -> None:  # fmt: skip
+def _check(snr: float, step: float, alphas: Sequence[float], ratios: Sequence[float]) -> None:
     for what, value, good, allowed in (
-        ("snr", snr, 0 < snr < math.inf, "more than 0"),
+        ("snr", snr, snr > 0, "more than 0"),
         ("step", step, 0 < step < 1, "more than 0, below 1"),
         ("alphas", tuple(alphas), len(alphas) and min(alphas) > 0, "one or more above 0"),
-        ("label_noise", label_noise, 0 <= label_noise <= 1, "0 to 1"),
         ("ratios", tuple(ratios), len(ratios) and min(ratios) > 0, "one or more above 0"),
-        ("the least of steps, seeds, image_steps, image_seeds", counts, counts >= 1, "1 or more"),
     ):
         if not good:
-            raise UserError(f"{what} is {value}; take {allowed}")
+            raise UserError(f"trial.{what} is {value}; take {allowed}")
 
 
 def _finite(value: float) -> float | None:

@@ -1,5 +1,7 @@
 """Running one case of an experiment."""
 
+from pathlib import Path
+
 import pytest
 
 from rethink_jax.theory import cases
@@ -16,3 +18,16 @@ def run_case(tmp_path):
         return record, text
 
     return run
+
+
+@pytest.fixture(scope="session")
+def find():
+    """(experiment, fields) -> what it finds, without a record."""
+
+    def find(experiment, **fields):
+        (case,) = cases.expand({"experiment": experiment, "trial": fields})
+        settings = {"data_files.dir": None, "data_files.download": False}
+        context = cases.Context(Path("no folder"), settings, ["command"], lambda line: None)
+        return cases._module(experiment).run(context, **dict(case.fields))
+
+    return find

@@ -99,8 +99,10 @@ def test_command(tmp_path):
     assert "random labels, seed 1" in done.stdout
     (record,) = cases.load(tmp_path)
     assert (record["trial"]["seed"], record["trial"]["depth"]) == (1, 3)
-    wrong = run(config, workdir, "--config.trial.seeds=1")
-    assert wrong.returncode == 2
-    assert "--config.trial.seeds: the config has no such field" in wrong.stderr
-    assert "did you mean 'trial.seed'" in wrong.stderr
+    for override, said in (
+        ("num_trian", "--config.trial.num_trian: the config has no such field; did you mean 'tri"),
+        ("bandwidth", "--config.trial.bandwidth: this config has no such field"),
+    ):
+        wrong = run(config, workdir, f"--config.trial.{override}=1")
+        assert wrong.returncode == 2 and said in wrong.stderr
     assert run(config).returncode == 2

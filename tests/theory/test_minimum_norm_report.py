@@ -16,8 +16,8 @@ OPTIONS = {"num_train": 20, "batch_size": 4, "starts": 1, "seed": 5}
 
 
 @pytest.fixture(scope="module")
-def found():
-    return minimum_norm_report.run(lambda line: None, **OPTIONS)
+def found(find):
+    return find("minimum_norm", **OPTIONS)
 
 
 def test_every_run_reaches_its_limit(found):
@@ -78,20 +78,16 @@ def test_table_and_figure(found):
     assert theory_minimum_norm.figure(found).startswith(b"\x89PNG")
 
 
-def test_steps_that_are_too_large_diverge_and_are_said_to():
-    found = minimum_norm_report.run(
-        lambda line: None, **OPTIONS | {"step": 30.0, "momentum": 0.0, "max_steps": 2000}
-    )
+def test_steps_that_are_too_large_diverge_and_are_said_to(find):
+    found = find("minimum_norm", **OPTIONS | {"step": 30.0, "momentum": 0.0, "max_steps": 2000})
     json.dumps(found, allow_nan=False)
     assert found["statements"]["runs that diverged"] == 4
     assert minimum_norm_report.table(found).count("  diverged") == 4
     assert theory_minimum_norm.figure(found)
 
 
-def test_too_few_steps_are_said_to_be(found):
-    short = minimum_norm_report.run(
-        lambda line: None, **OPTIONS | {"max_steps": 100, "momentum": 0.0}
-    )
+def test_too_few_steps_are_said_to_be(find, found):
+    short = find("minimum_norm", **OPTIONS | {"max_steps": 100, "momentum": 0.0})
     assert short["statements"]["runs that reached the tolerance"] == 0
     assert short["statements"]["largest distance to its own limit"] > 1e-3
 
@@ -109,9 +105,9 @@ def test_too_few_steps_are_said_to_be(found):
         ({"tolerance": 1.0}, "tolerance is 1.0"),
     ],
 )
-def test_refused(given, match):
+def test_refused(find, given, match):
     with pytest.raises(UserError, match=match):
-        minimum_norm_report.run(lambda line: None, **OPTIONS | given)
+        find("minimum_norm", **OPTIONS | given)
 
 
 # --- rows of images -------------------------------------------------------------------------------
@@ -139,10 +135,10 @@ def test_random_labels():
     assert (noisy.sum(1) == 1).all()
 
 
-def test_streamed_images_are_refused(monkeypatch):
-    monkeypatch.setattr(sources, "load", lambda name, folder=None: io.StringIO())
+def test_streamed_images_are_refused(find, monkeypatch):
+    monkeypatch.setattr(sources, "load", lambda *args: io.StringIO())
     with pytest.raises(UserError, match="images of imagenet are streamed"):
-        images.load("imagenet", None, None, 0)
+        find("minimum_norm", data="imagenet")
 
 
 def test_a_pixel_that_never_varies_is_zero():
