@@ -22,7 +22,7 @@ from rethink_jax.data.corruption import ImageSet, pixel_stats
 from rethink_jax.data.dataset import Dataset
 from rethink_jax.measures.subject import Subject
 from rethink_jax.progress import Counter
-from rethink_jax.schema import UserError, suggest
+from rethink_jax.schema import UserError, first_line, suggest
 
 COLUMNS = ("trial_id", "measure", "value", "status", "reason")
 # Status of a row. The last two are of a trial as a whole: what is there is looked at each time.
@@ -65,6 +65,8 @@ class Measuring:
         head = self._workdir.header()
         if head is None:
             raise UserError(f"{workdir} is not a workdir: it has no run.json")
+        if not any(names):
+            raise UserError("--measures names no measure; for those of one pass: one_pass")
         self._head, self._settings = head, config_lib.settings(head["config"])
         self._families = _programs(measures.select(names))
         self._finished = self._workdir.finished()
@@ -353,11 +355,17 @@ def _read(path: Path) -> dict[tuple[str, str], dict[str, str]]:
     """The rows that are there. What is refused or not finite is not computed again, either."""
     if not path.is_file():
         return {}
-    with open(path, newline="") as file:
-        rows = csv.DictReader(file)
-        if tuple(rows.fieldnames or ()) != COLUMNS:
-            raise UserError(f"{path} is not a table of measures; move it away")
-        return {(row["trial_id"], row["measure"]): row for row in rows}
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file)
+            if tuple(rows.fieldnames or ()) != COLUMNS:
+                raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
+            return {(row["trial_id"], row["measure"]): row for row in rows}
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(
+            f"{path} is not a table of measures ({first_line(error)}); move it away and run "
+            "launch.measure again"
+        ) from error
 
 
 def as_taken(images: ImageSet, fields: dict[str, Any]) -> jax.Array:

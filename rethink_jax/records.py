@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 
+from rethink_jax import damaged
 from rethink_jax.schema import UserError, flatten, nest
 
 FORMAT = 1  # Of the workdir. A reader refuses others.
@@ -32,6 +34,7 @@ FORMAT = 1  # Of the workdir. A reader refuses others.
 _BEFORE = ("trial_id", "group_id", "status", "stop_reason")
 _AFTER = ("label_noise", "test_label_noise", "num_params", "steps_per_epoch", "epochs",
           "epochs_to_fit", "steps_to_fit")  # fmt: skip
+DONE = ("fitted", "finished", "diverged")  # How a trial ends that has a result.
 # Columns of the measures.csv of a trial.
 MEASURED = ("epoch", "measure", "value")
 
@@ -95,7 +98,7 @@ class Workdir:
           UserError: run.json cannot be read, or another version of the project wrote it.
         """
         try:
-            header = json.loads(self.header_path.read_text())
+            header = damaged.read_json(self.header_path)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -107,7 +110,7 @@ class Workdir:
                 f"{self.header_path} was not written by this version of rethink_jax; "
                 "take another --workdir"
             )
-        return header
+        return damaged.check_header(self.header_path, header)
 
     def write_header(self, header: dict[str, Any]) -> None:
         write_atomically(self.header_path, json.dumps(header, indent=1, sort_keys=True))
@@ -131,12 +134,10 @@ class Workdir:
         results = {}
         for path in sorted((self.path / "trials").glob("*/result.json")):
             try:
-                results[path.parent.name] = json.loads(path.read_text())
-            except ValueError as error:
-                raise UserError(
-                    f"{path} is damaged ({error}); delete its folder and run the sweep again, "
-                    "which repeats this one trial"
-                ) from error
+                result = damaged.read_json(path)
+            except (OSError, ValueError) as error:
+                raise UserError(f"{path} is damaged ({error}); {damaged.AGAIN}") from error
+            results[path.parent.name] = damaged.check_result(path, result)
         return results
 
     def write_curve(self, trial_id: str, columns: Sequence[str], curve_ExC: np.ndarray) -> None:
@@ -200,12 +201,20 @@ def planned_row(trial: Any, group_id: str) -> dict[str, Any]:
 
 
 def load_examples(workdir: str | Path) -> dict[str, np.ndarray] | None:
-    """A few training images under each pixel corruption: {name: uint8[8, H, W, C]}, or None."""
+    """A few training images under each pixel corruption: {name: uint8[8, H, W, C]}, or None.
+
+    A damaged file counts as none: the sweep writes it anew.
+    """
     path = Path(workdir) / "examples.npz"
-    if not path.is_file():
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            images = {name: stored[name] for name in stored.files}
+    # A damaged archive raises many kinds of error.
+    except Exception as error:
+        if not isinstance(error, FileNotFoundError):
+            logging.warning("%s is damaged and passed over: %s", path, error)
         return None
-    with np.load(path, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}
+    return images if all(i.dtype == np.uint8 and i.ndim == 4 for i in images.values()) else None
 
 
 class Results(NamedTuple):
@@ -230,14 +239,22 @@ def load_results(workdir: str | Path) -> Results:
     finished = directory.finished()
     # In the order of trials.csv, which is the config's; what finished since it was written, last.
     table = directory.path / "trials.csv"
-    known = pd.read_csv(table, dtype={"trial_id": str}) if table.is_file() else pd.DataFrame()
-    by_id = {row["trial_id"]: row for row in known.to_dict("records")}
+    rows: list[Any] = []
+    if table.is_file():
+        fix = "delete it and run the sweep again, which writes it anew"
+        known = damaged.read_table(table, ("trial_id", "status"), fix, dtype={"trial_id": str})
+        rows = known.to_dict("records")
+    by_id = {row["trial_id"]: row for row in rows}
+    for row in rows:  # A trial whose result was taken away is to be run again.
+        if row["status"] in DONE:
+            row["status"] = "planned"
     for trial_id, result in finished.items():
         row = {k.removeprefix("trial."): v for k, v in _flat_row(result).items()}
         by_id[trial_id] = row
     curves = []
     for trial_id in finished:
-        curve = pd.read_csv(directory.trial_dir(trial_id) / "curve.csv")
+        path = directory.trial_dir(trial_id) / "curve.csv"
+        curve = damaged.read_table(path, ("epoch", "online_loss"), damaged.AGAIN)
         curve.insert(0, "trial_id", trial_id)
         curves.append(curve)
     return Results(
@@ -258,12 +275,9 @@ def load_measures(workdir: str | Path) -> Any:
     path = Workdir(workdir).path / "measures.csv"
     if not path.is_file():
         return None
-    rows = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if missing := {"trial_id", "measure", "value", "status"} - set(rows.columns):
-        raise UserError(
-            f"{path} is not a table of measures, it has no column {sorted(missing)[0]!r}; move it "
-            "away and run launch.measure again"
-        )
+    needed = ("measure", "status", "trial_id", "value")
+    fix = "move it away and run launch.measure again"
+    rows = damaged.read_table(path, needed, fix, dtype=str, keep_default_na=False)
     rows = rows[rows["status"] == "ok"].drop_duplicates(["trial_id", "measure"], keep="last")
     rows = rows.assign(value=pd.to_numeric(rows["value"], errors="coerce"))
     table = rows.pivot(index="trial_id", columns="measure", values="value")
@@ -285,7 +299,7 @@ def load_measures_along(workdir: str | Path) -> Any:
     for trial_id in directory.finished():
         path = directory.trial_dir(trial_id) / "measures.csv"
         if path.is_file():
-            own = pd.read_csv(path, dtype={"value": np.float32})
+            own = damaged.read_table(path, MEASURED, damaged.AGAIN, dtype={"value": np.float32})
             own.insert(0, "trial_id", trial_id)
             found.append(own)
     return pd.concat(found[1:] or found, ignore_index=True)

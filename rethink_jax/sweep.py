@@ -43,10 +43,6 @@ class Sweep:
 
     def __init__(self, config: Any):
         self.config = plain(config)
-        if not isinstance(self.config.get("trial"), dict):
-            raise UserError(
-                "the config has no config.trial; start from rethink_jax.default_config()"
-            )
         self.settings = config_lib.settings(self.config)
         self.all_trials = trials.expand(self.config)
         self.trials = trials.select(self.all_trials, self.settings["only"])

@@ -341,6 +341,8 @@ def expand(config: Any) -> list[Trial]:
       UserError: unknown field or axis, bad value, axes of unequal length, or the same trial twice.
     """
     config = plain(config)
+    if not isinstance(config.get("trial"), dict):
+        raise UserError("the config has no config.trial; start from rethink_jax.default_config()")
     trials: dict[Trial, Assignment] = {}
     for assignment in _assignments(config):
         trial = resolve(_override(config["trial"], assignment))

@@ -63,6 +63,11 @@ class Dataset:
                     f"{self.name}: {split} images are {images.dtype}{list(images.shape)}; a data "
                     "set holds uint8[N, height, width, channels]"
                 )
+            if 0 in images.shape[1:]:
+                raise UserError(
+                    f"{self.name}: {split} images are {'x'.join(map(str, images.shape[1:]))} (from "
+                    f"{self.origin}); an image has at least one pixel"
+                )
             if len(images) != len(labels) or not len(images):
                 raise UserError(
                     f"{self.name}: {len(images)} {split} images with {len(labels)} labels "
