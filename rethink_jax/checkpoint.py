@@ -13,8 +13,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from rethink_jax import models, step, train
-from rethink_jax.schema import UserError, flatten
+from rethink_jax import damaged, models, step, train
+from rethink_jax.schema import UserError, first_line, flatten
 from rethink_jax.trials import FIELDS
 
 # Orbax orders the steps of a save by counters of the whole process: two saves at once, from two
@@ -128,8 +128,7 @@ def load_trial(workdir: str | Path, trial_id: str) -> LoadedTrial:
             f"trial {trial_id} is of the network {name!r}, which is not known here; import what "
             "adds it to rethink_jax.models.MODELS first"
         )
-    with ocp.StandardCheckpointer() as checkpointer:
-        variables = checkpointer.restore((folder / "network").absolute())
+    variables = _read_network(folder / "network")
     # The default of a field that is newer than the trial is what was done before.
     fields = {k: f.default for k, f in FIELDS.items()} | {
         k: tuple(v) if isinstance(v, list) else v for k, v in flatten(result["trial"]).items()
@@ -139,4 +138,25 @@ def load_trial(workdir: str | Path, trial_id: str) -> LoadedTrial:
         num_classes=result["num_classes"], used=frozenset(), evaluate_every=1,
     )  # fmt: skip
     initial = jax.tree.map(np.asarray, train.init_variables(spec, fields["seed"]))
+    if _shapes(variables) != _shapes(initial):
+        raise UserError(
+            f"{folder / 'network'} holds a network of another config than trial {trial_id}; "
+            f"{damaged.AGAIN}"
+        )
     return LoadedTrial(spec.model, variables, initial, fields, result)
+
+
+def _read_network(folder: Path) -> Any:
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(folder.absolute())
+    # Orbax and its storage raise many kinds of error on a damaged network.
+    except Exception as error:
+        raise UserError(
+            f"the network in {folder} cannot be read ({first_line(error)}); {damaged.AGAIN}"
+        ) from error
+
+
+def _shapes(variables: Any) -> dict[str, Any]:
+    paths = jax.tree_util.tree_leaves_with_path(variables)
+    return {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in paths}

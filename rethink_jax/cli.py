@@ -37,13 +37,14 @@ def run(
     try:
         _parse_flags(known_fields or _fields_of_a_sweep)
         for name, why in flags_needed.items():
-            if not flags.FLAGS[name].present:
+            if not flags.FLAGS[name].value:
                 raise UserError(f"--{name} is missing: {why}")
         code = main()
     except UserError as error:
         if any(re.fullmatch(r"--?debug(=(true|1))?", a, re.IGNORECASE) for a in sys.argv):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        # A name that a user gave may have a newline in it.
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         code = EXIT_USER
     except KeyboardInterrupt:  # A second Ctrl-C; the first one ends a sweep in order.
         print("stopped without saving", file=sys.stderr)

@@ -149,10 +149,10 @@ class GroupRun(LaneRun):
         choices: Choices = BY_RULE,
     ):
         super().__init__(group, dataset, settings, on_finished, choices)
-        specs = {trial_inputs.pixel_spec(t) for t in group.trials}
+        versions = {trial_inputs.image_version(t) for t in group.trials}
         shared, limit = shared_sharding(self.layout), memory.limit_of(self.layout.devices)
         most = image_bytes if limit is None else min(image_bytes, limit // 2)
-        self._images = trial_inputs.ImageStore(dataset, specs, most, shared)
+        self._images = trial_inputs.ImageStore(dataset, versions, most, shared)
         self._along = Along(group, self.spec, settings)
         self._pending: Dispatch | None = None
         self._epochs_per_dispatch = settings["engine.epochs_per_dispatch"] or 1
@@ -215,7 +215,7 @@ class GroupRun(LaneRun):
 
     def _place(self, trial: Trial) -> int | None:
         in_use = {int(self._inputs_L.image_set[i]) for i, t in enumerate(self.lanes) if t}
-        return self._images.place_of(trial_inputs.pixel_spec(trial), in_use)
+        return self._images.place_of(trial_inputs.image_version(trial), in_use)
 
     def _next_trial(self) -> tuple[Trial, int] | None:
         """The first waiting trial whose images are there or can be made, and where they are."""

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rethink_jax import damaged
 from rethink_jax.files import write_atomically, write_once
 from rethink_jax.schema import UserError
 
@@ -65,7 +66,7 @@ class History:
           UserError: run.json cannot be read, or another version of the project wrote it.
         """
         try:
-            header = json.loads(self.header_path.read_text())
+            header = damaged.read_json(self.header_path)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -77,7 +78,7 @@ class History:
                 f"{self.header_path} was not written by this version of rethink_jax; "
                 "take another --workdir"
             )
-        return header
+        return damaged.check_header(self.header_path, header)
 
     def header(self) -> dict[str, Any] | None:
         """All of it as one dict, or None in a new workdir.
@@ -170,7 +171,10 @@ def _json(value: Any) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        found = damaged.read_json(path)
+        if not isinstance(found, dict):
+            raise ValueError("it holds no dict")
+        return found
     except ValueError as error:
         raise UserError(
             f"{path} is damaged ({error}); delete it, no result depends on it"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Sequence, Set
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,9 @@ from rethink_jax import step, streams, train
 from rethink_jax.data import preprocess
 from rethink_jax.data.corruption import (
     CLEAN,
+    ImageSet,
     PixelCorruptionSpec,
+    PixelStats,
     corrupt_labels,
     corrupt_pixels,
     pixel_stats,
@@ -47,6 +49,9 @@ def trial_dataset(full: AnyDataset, fields: Any) -> AnyDataset:
             f"data.image_size is {size}; the images of {full.name} have their own size, only those "
             "of imagenet and folder:PATH are resized. Leave it out"
         )
+    if fields["data.classes"] is not None:
+        assert isinstance(dataset, Dataset)  # `trials.resolve` refuses the others.
+        dataset = dataset.of_classes(fields["data.classes"])
     if fields["data.num_train"] is not None:
         size, confusion = fields["data.num_train"], fields["data.num_confusion"]
         args = fields["data.seed"], fields["data.balanced"]
@@ -104,6 +109,16 @@ def check_decay(trials: Sequence[Trial], spec: step.Spec) -> None:
         )
 
 
+def check_replaced(trials: Sequence[Trial], dataset: AnyDataset) -> None:
+    """Raises UserError if an image is to be replaced and there is none to take."""
+    number = next((t["data.replaced"] for t in trials if t["data.replaced"] is not None), None)
+    if number is not None and not len(dataset.left_out.index_K):
+        raise UserError(
+            f"data.replaced is {number}, but data.num_train = {len(dataset.train_labels)} is every "
+            f"training image of {dataset.name} and leaves none to take instead. Set it to less"
+        )
+
+
 def used_by(trials: Sequence[Trial]) -> frozenset[str]:
     """The parts of a training step that some trial needs, of `step.OPTIONAL`.
 
@@ -131,7 +146,8 @@ def trial_hypers(trial: Trial) -> dict[str, np.ndarray]:
 def trial_labels(trial: Trial, dataset: AnyDataset) -> tuple[np.ndarray, np.ndarray]:
     """A trial's training labels int32[N] and equally corrupted test labels int32[M].
 
-    All labels of a confusion set are drawn uniformly; there is none among the test images.
+    All labels of a confusion set are drawn uniformly; there is none among the test images. The
+    label of a replaced image is drawn anew, as its image is another.
     """
     splits = (dataset.train_labels, streams.LABELS), (dataset.test_labels, streams.TEST_LABELS)
     kind, prob = trial["corruption.labels"], trial["corruption.label_prob"]
@@ -146,7 +162,28 @@ def trial_labels(trial: Trial, dataset: AnyDataset) -> tuple[np.ndarray, np.ndar
                 dataset.train_labels, "uniform", 1.0, seed, streams.LABELS, dataset.num_classes
             )
             train_N = np.where(dataset.confusion_N, random_N, train_N)
+        if (number := trial["data.replaced"]) is not None:
+            # One is taken of draws for all places, so that those of two places are independent.
+            label_N = np.full_like(train_N, dataset.left_out.example(number)[1])
+            name = streams.REPLACED_LABEL
+            drawn_N = corrupt_labels(label_N, kind, prob, seed, name, dataset.num_classes)
+            train_N = _with(train_N, number, drawn_N[number])
     return train_N, test_M
+
+
+def true_labels(trial: Trial, dataset: AnyDataset) -> tuple[np.ndarray, np.ndarray]:
+    """What a trial's training and test labels were before they were corrupted: int32[N], [M]."""
+    train_N, number = dataset.train_labels, trial["data.replaced"]
+    if number is not None:
+        train_N = _with(train_N, number, dataset.left_out.example(number)[1])
+    return train_N, dataset.test_labels
+
+
+def _with(values_N: np.ndarray, place: int, value: Any) -> np.ndarray:
+    """The values, with another one at one place."""
+    values_N = np.array(values_N)
+    values_N[place] = value
+    return values_N
 
 
 def on_host() -> Any:
@@ -161,7 +198,7 @@ def on_host() -> Any:
 
 
 def pixel_spec(trial: Trial) -> PixelCorruptionSpec:
-    """What decides a trial's images; the clean ones are the same for every seed."""
+    """How a trial's images are corrupted; the clean ones are the same for every seed."""
     spec = PixelCorruptionSpec(
         trial["corruption.pixels"],
         trial["corruption.pixel_fraction"],
@@ -171,6 +208,34 @@ def pixel_spec(trial: Trial) -> PixelCorruptionSpec:
     return CLEAN if spec.is_identity else spec
 
 
+class Version(NamedTuple):
+    """What decides a trial's images.
+
+    pixels: how they are corrupted   replaced: the place of a replaced image, or None
+    """
+
+    pixels: PixelCorruptionSpec
+    replaced: int | None = None
+
+    def training_images(self, dataset: Dataset, stats: PixelStats) -> ImageSet:
+        """The images[N]; a new one is corrupted on its own, as one more would be."""
+        made = corrupt_pixels(dataset.train_images, self.pixels, stats)
+        if (place := self.replaced) is None:
+            return made
+        image = dataset.left_out.example(place)[0][None]
+        new = corrupt_pixels(image, self.pixels, stats, first=len(dataset.train_images) + place)
+        return ImageSet(*(_with(old, place, one[0]) for old, one in zip(made, new, strict=True)))
+
+    def test_images(self, dataset: Dataset, stats: PixelStats) -> ImageSet:
+        """The images[M]."""
+        return corrupt_pixels(dataset.test_images, self.pixels, stats, test=True)
+
+
+def image_version(trial: Trial) -> Version:
+    """Trials that are equal in this share their images."""
+    return Version(pixel_spec(trial), trial["data.replaced"])
+
+
 class ImageStore:
     """The versions of a data set's images that are on the devices now, each made once.
 
@@ -178,14 +243,12 @@ class ImageStore:
     running trial uses gives way to one that is needed.
     """
 
-    def __init__(
-        self, dataset: Dataset, specs: Set[PixelCorruptionSpec], max_bytes: int, sharding: Any
-    ):
+    def __init__(self, dataset: Dataset, versions: Set[Version], max_bytes: int, sharding: Any):
         self._dataset, self._sharding = dataset, sharding
         self._stats = pixel_stats(dataset.train_images)
         size = dataset.train_images.nbytes + dataset.test_images.nbytes
-        places = max(1, min(len(specs), max_bytes // size))
-        self._places: list[PixelCorruptionSpec | None] = [None] * places
+        places = max(1, min(len(versions), max_bytes // size))
+        self._places: list[Version | None] = [None] * places
         self._data: train.Data | None = None
 
     @property
@@ -212,23 +275,22 @@ class ImageStore:
             self._data = jax.tree.map(zeros, self.struct)._replace(test_labels=labels)
         return self._data
 
-    def place_of(self, spec: PixelCorruptionSpec, in_use: Set[int]) -> int | None:
+    def place_of(self, version: Version, in_use: Set[int]) -> int | None:
         """Where the images are, making them if need be; None if all places are in use."""
-        if spec in self._places:
-            return self._places.index(spec)
+        if version in self._places:
+            return self._places.index(version)
         free = [i for i in range(len(self._places)) if i not in in_use]
         if not free:
             return None
         place = next((i for i in free if self._places[i] is None), free[0])
-        splits = (self._dataset.train_images, False), (self._dataset.test_images, True)
         with on_host():
             made = [
-                train.Images(*corrupt_pixels(images, spec, self._stats, test=test))
-                for images, test in splits
+                train.Images(*make(self._dataset, self._stats))
+                for make in (version.training_images, version.test_images)
             ]
         images = _write((self.data.train, self.data.test), place, made)
         self._data = train.Data(*images, self.data.test_labels)
-        self._places[place] = spec
+        self._places[place] = version
         return place
 
 

@@ -369,7 +369,7 @@ class LaneRun:
         own = self._make_input(trial, place)
         self.lanes[lane] = trial
         jax.tree.map(lambda a_L, a: a_L.__setitem__(lane, a), self._inputs_L, own)
-        true = self._dataset.train_labels, self._dataset.test_labels
+        true = trial_inputs.true_labels(trial, self._dataset)
         pairs = zip((own.labels, own.test_labels), true, strict=True)
         self._noise[trial] = tuple(float(np.mean(a != b)) for a, b in pairs)  # type: ignore[assignment]
         self.epochs_of.setdefault(trial, 0)

@@ -18,11 +18,11 @@ from rethink_jax import config as config_lib
 from rethink_jax import inputs, lanes, measures, memory, records, streams, trials
 from rethink_jax.checkpoint import load_trial
 from rethink_jax.data import preprocess, sources
-from rethink_jax.data.corruption import ImageSet, corrupt_pixels, pixel_stats
+from rethink_jax.data.corruption import ImageSet, pixel_stats
 from rethink_jax.data.dataset import Dataset
 from rethink_jax.measures.subject import Subject
 from rethink_jax.progress import Counter
-from rethink_jax.schema import UserError, suggest
+from rethink_jax.schema import UserError, first_line, suggest
 
 COLUMNS = ("trial_id", "measure", "value", "status", "reason")
 # Status of a row. The last two are of a trial as a whole: what is there is looked at each time.
@@ -65,6 +65,8 @@ class Measuring:
         head = self._workdir.header()
         if head is None:
             raise UserError(f"{workdir} is not a workdir: it has no run.json")
+        if not any(names):
+            raise UserError("--measures names no measure; for those of one pass: one_pass")
         self._head, self._settings = head, config_lib.settings(head["config"])
         self._families = _programs(measures.select(names))
         self._finished = self._workdir.finished()
@@ -146,7 +148,7 @@ class Measuring:
             fields = dict(static)
             name = fields["data.name"]
             if name not in datasets:
-                datasets[name] = self._load(name)
+                datasets[name] = load_data(self._workdir.path, self._head, name)
             dataset = inputs.trial_dataset(datasets[name], fields)
             if not isinstance(dataset, Dataset):
                 for trial_id in own:
@@ -154,22 +156,13 @@ class Measuring:
                 continue
             versions: dict[Any, dict[str, trials.Trial]] = {}
             for trial_id, trial in own.items():
-                versions.setdefault(inputs.pixel_spec(trial), {})[trial_id] = trial
+                versions.setdefault(inputs.image_version(trial), {})[trial_id] = trial
             lanes_of_all = lanes.choose_layout(self._settings, len(own)).lanes
             alone = [v for v in versions.values() if len(v) >= lanes_of_all or len(versions) == 1]
             yield from (Work(version, True, dataset) for version in alone)
             rest = {t: trial for v in versions.values() if v not in alone for t, trial in v.items()}
             if rest:
                 yield Work(rest, False, dataset)
-
-    def _load(self, name: str) -> Any:
-        dataset = sources.load(name, self._settings["data_files.dir"], False)
-        if dataset.fingerprint != self._head["data"][name]["fingerprint"]:
-            raise UserError(
-                f"the images of {name} are not those that {self._workdir.path} was run with; "
-                "restore the data files"
-            )
-        return dataset
 
     def _missing(self, work: Work, names: Sequence[str]) -> list[str]:
         """The trials that lack one of these measures."""
@@ -230,7 +223,7 @@ class Measuring:
         if key not in self._programs:
 
             def of_one(images: Any, y: Any, variables: Any, initial: Any, seed: Any) -> Any:
-                x, random = _as_taken(images, first.fields), streams.stream(seed, streams.MEASURES)
+                x, random = as_taken(images, first.fields), streams.stream(seed, streams.MEASURES)
                 subject = Subject(first.model, variables, x, y, initial, random)
                 return {name: measures.MEASURES[name](subject) for name in names}
 
@@ -261,6 +254,22 @@ class Measuring:
         records.write_atomically(self.path, text.getvalue())
 
 
+def load_data(workdir: Path, head: dict[str, Any], name: str) -> Any:
+    """The data set that a workdir was run on; head: its run.json.
+
+    Raises:
+      UserError: its files are not there any more, or are others.
+    """
+    folder = config_lib.settings(head["config"])["data_files.dir"]
+    dataset = sources.load(name, folder, False)
+    if dataset.fingerprint != head["data"][name]["fingerprint"]:
+        raise UserError(
+            f"the images of {name} are not those that {workdir} was run with; restore the data "
+            "files"
+        )
+    return dataset
+
+
 class _Batch:
     """Networks of one kind, and what a program needs of them, some lanes at a time.
 
@@ -288,7 +297,7 @@ class _Batch:
         return Subject(
             self.first.model,
             self.first.variables,
-            jax.eval_shape(lambda x: _as_taken(x, self.first.fields), images),
+            jax.eval_shape(lambda x: as_taken(x, self.first.fields), images),
             self._labels(self._ids[0]),
             self.first.initial_variables,
             jax.random.key(0),
@@ -323,9 +332,9 @@ class _Batch:
         return jax.device_put(self._images(self._ids[0]), lanes.shared_sharding(self.layout))
 
     def _images(self, trial_id: str) -> ImageSet:
-        spec = inputs.pixel_spec(self.work.trials[trial_id])
+        version = inputs.image_version(self.work.trials[trial_id])
         with inputs.on_host():
-            return corrupt_pixels(self.work.dataset.train_images, spec, self._stats)
+            return version.training_images(self.work.dataset, self._stats)
 
     def _labels(self, trial_id: str) -> np.ndarray:
         return inputs.trial_labels(self.work.trials[trial_id], self.work.dataset)[0]
@@ -346,14 +355,20 @@ def _read(path: Path) -> dict[tuple[str, str], dict[str, str]]:
     """The rows that are there. What is refused or not finite is not computed again, either."""
     if not path.is_file():
         return {}
-    with open(path, newline="") as file:
-        rows = csv.DictReader(file)
-        if tuple(rows.fieldnames or ()) != COLUMNS:
-            raise UserError(f"{path} is not a table of measures; move it away")
-        return {(row["trial_id"], row["measure"]): row for row in rows}
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file)
+            if tuple(rows.fieldnames or ()) != COLUMNS:
+                raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
+            return {(row["trial_id"], row["measure"]): row for row in rows}
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(
+            f"{path} is not a table of measures ({first_line(error)}); move it away and run "
+            "launch.measure again"
+        ) from error
 
 
-def _as_taken(images: ImageSet, fields: dict[str, Any]) -> jax.Array:
+def as_taken(images: ImageSet, fields: dict[str, Any]) -> jax.Array:
     """Images as the network takes them in evaluation: float32[N, H, W, C]."""
     pixels = jnp.asarray(ImageSet.pixels(images), jnp.float32) / 255
     cropped = preprocess.central_crop(pixels, fields["preprocess.crop_size"])

@@ -365,6 +365,7 @@ def _on_papers_cifar10(trial: Fields) -> bool:
     return (
         trial["data.name"] == "cifar10"
         and _get(trial, "data.num_train") is None
+        and _get(trial, "data.classes") is None
         and _get(trial, "preprocess.crop_size") == 28
         and _get(trial, "preprocess.normalize") == "per_image"
     )

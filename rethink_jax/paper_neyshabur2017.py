@@ -89,6 +89,7 @@ def is_of_fig1(trial: Mapping[str, Any]) -> bool:
     """Whether data and network are those of Figures 1 to 3: the whole VGG on CIFAR-10."""
     return (
         trial["data.name"] == "cifar10"
+        and not isinstance(trial.get("data.classes"), list)
         and trial["model.name"] == "vgg"
         and tuple(trial["model.stages"]) == (64, 128, 256, 512)
         and trial["corruption.pixels"] == "none"
@@ -100,6 +101,7 @@ def is_of_fig4(trial: Mapping[str, Any]) -> bool:
     whole = trial["data.num_train"]
     return (
         trial["data.name"] == "mnist"
+        and not isinstance(trial.get("data.classes"), list)
         and (whole is None or whole != whole)  # None is NaN in a pandas row.
         and trial["model.name"] == "mlp"
         and len(trial["model.hidden"]) == 1

@@ -27,13 +27,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 
+from rethink_jax import damaged
 from rethink_jax.files import part_of, remove_parts, write_atomically
 from rethink_jax.history import History
 from rethink_jax.schema import UserError, nest
 from rethink_jax.slices import WHOLE, Slice
 from rethink_jax.table import Table, flat_row
 
+DONE = ("fitted", "finished", "diverged")  # How a trial ends that has a result.
 # Columns of the measures.csv of a trial.
 MEASURED = ("epoch", "measure", "value")
 
@@ -228,16 +231,16 @@ class Outcomes:
     def _read(self, trial_id: str, name: str, strict: bool) -> dict[str, Any] | None:
         path = self._trials / trial_id / name
         try:
-            return json.loads(path.read_bytes())
+            record = damaged.read_json(path)
+            return damaged.check_result(path, record) if name == "result.json" else record
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except ValueError as error:
+        except (OSError, ValueError) as error:  # A UserError is one, too.
             if not strict:
                 return None
-            raise UserError(
-                f"{path} is damaged ({error}); delete its folder and run the sweep again, "
-                "which repeats this one trial"
-            ) from error
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{path} is damaged ({error}); {damaged.AGAIN}") from error
 
 
 class TableView:
@@ -286,12 +289,20 @@ def planned_row(trial: Any, group_id: str) -> dict[str, Any]:
 
 
 def load_examples(workdir: str | Path) -> dict[str, np.ndarray] | None:
-    """A few training images under each pixel corruption: {name: uint8[8, H, W, C]}, or None."""
+    """A few training images under each pixel corruption: {name: uint8[8, H, W, C]}, or None.
+
+    A damaged file counts as none: the sweep writes it anew.
+    """
     path = Path(workdir) / "examples.npz"
-    if not path.is_file():
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            images = {name: stored[name] for name in stored.files}
+    # A damaged archive raises many kinds of error.
+    except Exception as error:
+        if not isinstance(error, FileNotFoundError):
+            logging.warning("%s is damaged and passed over: %s", path, error)
         return None
-    with np.load(path, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}
+    return images if all(i.dtype == np.uint8 and i.ndim == 4 for i in images.values()) else None
 
 
 class Results(NamedTuple):
@@ -316,14 +327,22 @@ def load_results(workdir: str | Path) -> Results:
     finished = directory.finished()
     # In the order of trials.csv, which is the config's; what finished since it was written, last.
     table = directory.path / "trials.csv"
-    known = pd.read_csv(table, dtype={"trial_id": str}) if table.is_file() else pd.DataFrame()
-    by_id = {row["trial_id"]: row for row in known.to_dict("records")}
+    rows: list[Any] = []
+    if table.is_file():
+        fix = "delete it and run the sweep again, which writes it anew"
+        known = damaged.read_table(table, ("trial_id", "status"), fix, dtype={"trial_id": str})
+        rows = known.to_dict("records")
+    by_id = {row["trial_id"]: row for row in rows}
+    for row in rows:  # A trial whose result was taken away is to be run again.
+        if row["status"] in DONE:
+            row["status"] = "planned"
     for trial_id, result in finished.items():
         row = {k.removeprefix("trial."): v for k, v in flat_row(result).items()}
         by_id[trial_id] = row
     curves = []
     for trial_id in finished:
-        curve = pd.read_csv(directory.trial_dir(trial_id) / "curve.csv")
+        path = directory.trial_dir(trial_id) / "curve.csv"
+        curve = damaged.read_table(path, ("epoch", "online_loss"), damaged.AGAIN)
         curve.insert(0, "trial_id", trial_id)
         curves.append(curve)
     return Results(
@@ -344,12 +363,9 @@ def load_measures(workdir: str | Path) -> Any:
     path = Workdir(workdir).path / "measures.csv"
     if not path.is_file():
         return None
-    rows = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if missing := {"trial_id", "measure", "value", "status"} - set(rows.columns):
-        raise UserError(
-            f"{path} is not a table of measures, it has no column {sorted(missing)[0]!r}; move it "
-            "away and run launch.measure again"
-        )
+    needed = ("measure", "status", "trial_id", "value")
+    fix = "move it away and run launch.measure again"
+    rows = damaged.read_table(path, needed, fix, dtype=str, keep_default_na=False)
     rows = rows[rows["status"] == "ok"].drop_duplicates(["trial_id", "measure"], keep="last")
     rows = rows.assign(value=pd.to_numeric(rows["value"], errors="coerce"))
     table = rows.pivot(index="trial_id", columns="measure", values="value")
@@ -371,7 +387,7 @@ def load_measures_along(workdir: str | Path) -> Any:
     for trial_id in directory.finished():
         path = directory.trial_dir(trial_id) / "measures.csv"
         if path.is_file():
-            own = pd.read_csv(path, dtype={"value": np.float32})
+            own = damaged.read_table(path, MEASURED, damaged.AGAIN, dtype={"value": np.float32})
             own.insert(0, "trial_id", trial_id)
             found.append(own)
     return pd.concat(found[1:] or found, ignore_index=True)

@@ -10,6 +10,7 @@ import jax
 
 # Never renumber: results depend on these.
 INIT, ORDER, AUGMENT, NETWORK, LABELS, TEST_LABELS, PIXELS, TEST_PIXELS, MEASURES = range(9)
+REPLACED_LABEL = 9
 
 
 def stream(seed: jax.Array | int, name: int, *positions: jax.Array | int) -> jax.Array:

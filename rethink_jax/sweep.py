@@ -56,10 +56,6 @@ class Sweep:
 
     def __init__(self, config: Any, part: Slice = WHOLE):
         self.config = plain(config)
-        if not isinstance(self.config.get("trial"), dict):
-            raise UserError(
-                "the config has no config.trial; start from rethink_jax.default_config()"
-            )
         self.settings = config_lib.settings(self.config)
         self.all_trials = trials.expand(self.config)
         self.selected = self.trials = trials.select(self.all_trials, self.settings["only"])
@@ -82,6 +78,7 @@ class Sweep:
         for group in self.groups:
             spec = trial_inputs.make_spec(group.trials, self.dataset_of(group), 1)
             trial_inputs.check_decay(group.trials, spec)
+            trial_inputs.check_replaced(group.trials, self.dataset_of(group))
             own, dataset = group.trials[0].static, self.dataset_of(group)
             self.along[own] = measuring_along.plan(self.settings, spec, dataset)
 
@@ -148,7 +145,7 @@ def plan(sweep: Sweep, workdir: Path | None) -> str:
         needs = run.memory_plan()
         note = run.fit(needs)
         done = sum(t.trial_id in finished for t in group.trials)
-        images = len({trial_inputs.pixel_spec(t) for t in group.trials})
+        images = len({trial_inputs.image_version(t) for t in group.trials})
         what = ", ".join(f"{k} {group.static[k]}" for k in differing if k in group.static)
         layout = run.layout
         lines.append(

@@ -42,6 +42,14 @@ FIELDS: dict[str, Field] = {
     "data.image_size": Field(
         int, None, "height and width of the images of a streamed set", low=8, optional=True
     ),
+    "data.classes": Field(
+        tuple,
+        None,
+        "only images of these classes, numbered 0, 1, ... in this order; None: all",
+        each=int,
+        low=0,
+        optional=True,
+    ),
     "data.num_train": Field(int, None, "size of a random subset", low=1, optional=True),
     "data.num_confusion": Field(
         int, 0, "size of a confusion set: images with random labels beside the subset", low=0
@@ -49,6 +57,14 @@ FIELDS: dict[str, Field] = {
     "data.balanced": Field(bool, False, "the subset has equally many images of each class"),
     "data.seed": Field(
         int, 0, "which subset; and, of a streamed set, the order of its images", **_SEED
+    ),
+    "data.replaced": Field(
+        int,
+        None,
+        "which image of the subset gives way, with its label, to one that was left out; None: none",
+        role="data",
+        low=0,
+        optional=True,
     ),
     "corruption.labels": Field(
         str, "uniform", "how labels are redrawn", role="data", choices=corruption.LABELS
@@ -239,13 +255,7 @@ def resolve(trial: dict[str, Any]) -> Trial:
     sources.check_name(values["data.name"])
     if values["corruption.seed"] is None:
         values["corruption.seed"] = values["seed"]
-    if values["data.balanced"] and values["data.num_train"] is None:
-        raise UserError("data.balanced is True without data.num_train; set the size of the subset")
-    if values["data.num_confusion"] and values["data.num_train"] is None:
-        raise UserError(
-            "data.num_confusion is set without data.num_train; set the size of the subset that "
-            "keeps its labels"
-        )
+    _check_data(values)
     if values["preprocess.random_crop"] and values["preprocess.crop_size"] is None:
         raise UserError(
             "preprocess.random_crop is True without preprocess.crop_size; set the size of the crop"
@@ -254,6 +264,38 @@ def resolve(trial: dict[str, Any]) -> Trial:
         streamed.check_fields(values)
     _check_network(values)
     return Trial(tuple(sorted(values.items())))
+
+
+def _check_data(values: Assignment) -> None:
+    """Raises UserError if the fields of the images do not go together."""
+    size, replaced, classes = (values[f"data.{k}"] for k in ("num_train", "replaced", "classes"))
+    if values["data.balanced"] and size is None:
+        raise UserError("data.balanced is True without data.num_train; set the size of the subset")
+    if values["data.num_confusion"] and size is None:
+        raise UserError(
+            "data.num_confusion is set without data.num_train; set the size of the subset that "
+            "keeps its labels"
+        )
+    if classes is not None and (len(classes) < 2 or len(set(classes)) < len(classes)):
+        raise UserError(
+            f"data.classes is {classes!r}; it needs two or more different classes, as in "
+            "data.classes = (0, 1)"
+        )
+    if replaced is not None and size is None:
+        raise UserError(
+            f"data.replaced is {replaced} without data.num_train; an image is replaced by one that "
+            "the subset leaves out. Set the size of the subset"
+        )
+    if replaced is not None and values["data.num_confusion"]:
+        raise UserError(
+            f"data.replaced is {replaced} and data.num_confusion is not 0; an image is replaced "
+            "only where there is no confusion set. Leave one of them out"
+        )
+    if replaced is not None and replaced >= size:
+        raise UserError(
+            f"data.replaced is {replaced}; the subset has {size} images, counted from 0. Set it to "
+            f"at most {size - 1}"
+        )
 
 
 def _check_network(values: Assignment) -> None:
@@ -299,6 +341,8 @@ def expand(config: Any) -> list[Trial]:
       UserError: unknown field or axis, bad value, axes of unequal length, or the same trial twice.
     """
     config = plain(config)
+    if not isinstance(config.get("trial"), dict):
+        raise UserError("the config has no config.trial; start from rethink_jax.default_config()")
     trials: dict[Trial, Assignment] = {}
     for assignment in _assignments(config):
         trial = resolve(_override(config["trial"], assignment))

@@ -68,7 +68,7 @@ def run_all(some_trials, **changes):
 
 @pytest.fixture
 def mixed(small_trial):
-    """Seven trials of one group that differ in everything that is traced, and in their length."""
+    """Eight trials of one group that differ in everything that is traced, and in their length."""
     return resolve_all(
         small_trial(seed=1),
         small_trial(seed=2, corruption__label_prob=1.0, optimizer__learning_rate=0.3),
@@ -77,6 +77,7 @@ def mixed(small_trial):
         small_trial(seed=4, corruption__pixels="shuffled", stop__train_accuracy=0.3),
         small_trial(seed=5, optimizer__learning_rate=1e30),  # diverges
         small_trial(seed=6, stop__train_loss=2.2, optimizer__lr_decay=0.5),
+        small_trial(seed=1, data__replaced=5),
     )
 
 

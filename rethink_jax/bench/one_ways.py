@@ -41,9 +41,10 @@ class _Way:
         self.lanes = job["lanes"] if self.many else 1
         trials = [make_trial(task, seed) for seed in range(self.lanes)]
         self.spec = trial_inputs.make_spec(trials, dataset, evaluate_every=10**6)
+        clean = trial_inputs.Version(CLEAN)
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        store = trial_inputs.ImageStore(dataset, {CLEAN}, 2**32, sharding)
-        store.place_of(CLEAN, set())
+        store = trial_inputs.ImageStore(dataset, {clean}, 2**32, sharding)
+        store.place_of(clean, set())
         self.data = store.data
         own = [
             train.Inputs(

@@ -59,8 +59,10 @@ class Options:
         for flag, low in lowest.items():
             if getattr(self, flag) < low:
                 raise UserError(f"--{flag} is {getattr(self, flag)}; it is at least {low}")
-        if not self.seconds > 0:
-            raise UserError(f"--seconds is {self.seconds}; a repeat takes more than 0 seconds")
+        if not 0 < self.seconds < math.inf:
+            raise UserError(
+                f"--seconds is {self.seconds}; a repeat takes more than 0 seconds, for example 3"
+            )
 
 
 def run(

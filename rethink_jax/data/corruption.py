@@ -155,7 +155,11 @@ _BATCH = 1000  # Images a call; only memory depends on it.
 
 
 def corrupt_pixels(
-    images_NxHxWxC: np.ndarray, spec: PixelCorruptionSpec, stats: PixelStats, test: bool = False
+    images_NxHxWxC: np.ndarray,
+    spec: PixelCorruptionSpec,
+    stats: PixelStats,
+    test: bool = False,
+    first: int = 0,
 ) -> ImageSet:
     """The images of a trial; a chosen fraction of them corrupted, at a strength, by a kind.
 
@@ -166,6 +170,7 @@ def corrupt_pixels(
       images_NxHxWxC: uint8, 0 to 255.
       stats: of the training set, also for test images.
       test: draw from the test stream (the permutation of "shuffled" is that of training).
+      first: the number of the first image; the others follow.
     """
     count = len(images_NxHxWxC)
     if spec.is_identity:
@@ -176,8 +181,8 @@ def corrupt_pixels(
         # Every call has the same shape, so that one program serves all.
         index_B = np.minimum(np.arange(start, start + _BATCH), count - 1)
         part = _corrupt_batch(
-            images_NxHxWxC[index_B], index_B, spec.fraction, spec.strength, spec.seed, stats,
-            kind=spec.kind, test=test,
+            images_NxHxWxC[index_B], first + index_B, spec.fraction, spec.strength, spec.seed,
+            stats, kind=spec.kind, test=test,
         )  # fmt: skip
         parts.append([np.asarray(a)[: count - start] for a in part])
     return ImageSet(*(np.concatenate(p) for p in zip(*parts, strict=True)))

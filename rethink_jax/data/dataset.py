@@ -7,13 +7,30 @@ import dataclasses
 import functools
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, Self, TypeVar
+from typing import NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 from absl import logging
 
 from rethink_jax.schema import UserError
+
+
+class LeftOut(NamedTuple):
+    """Training images that are in no subset of a size, with their labels.
+
+    images: uint8[N, H, W, C]   labels: int32[N]   index_K: int[K], those left out, in random order
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    index_K: np.ndarray
+
+    def example(self, number: int) -> tuple[np.ndarray, int]:
+        """One of them, uint8[H, W, C], and its label; after the last comes the first again."""
+        index = self.index_K[number % len(self.index_K)]
+        return self.images[index], int(self.labels[index])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +42,7 @@ class Dataset:
     class_names: one name per class
     origin: where the arrays were read from, in words
     confusion_N: bool[N], the training images whose labels are always random; None: no such ones
+    left_out: of a subset, the images that are not in it; None: it is no subset
     """
 
     name: str
@@ -35,6 +53,7 @@ class Dataset:
     class_names: tuple[str, ...]
     origin: str = ""
     confusion_N: np.ndarray | None = None
+    left_out: LeftOut | None = None
 
     def __post_init__(self) -> None:
         for split in ("train", "test"):
@@ -43,6 +62,11 @@ class Dataset:
                 raise UserError(
                     f"{self.name}: {split} images are {images.dtype}{list(images.shape)}; a data "
                     "set holds uint8[N, height, width, channels]"
+                )
+            if 0 in images.shape[1:]:
+                raise UserError(
+                    f"{self.name}: {split} images are {'x'.join(map(str, images.shape[1:]))} (from "
+                    f"{self.origin}); an image has at least one pixel"
                 )
             if len(images) != len(labels) or not len(images):
                 raise UserError(
@@ -69,6 +93,27 @@ class Dataset:
         return dataclasses.replace(
             self, train_images=self.train_images[chosen], train_labels=self.train_labels[chosen]
         )
+
+    def of_classes(self, classes: Sequence[int]) -> Dataset:
+        """The images of some classes, training and test, numbered in the order given.
+
+        Raises:
+          UserError: there is no such class.
+        """
+        if unknown := [c for c in classes if c >= self.num_classes]:
+            raise UserError(
+                f"data.classes has {unknown[0]}; the classes of {self.name} are 0 to "
+                f"{self.num_classes - 1}: {', '.join(self.class_names)}"
+            )
+        number_Y = np.full(self.num_classes, -1, np.int32)
+        number_Y[list(classes)] = np.arange(len(classes))
+        parts = {}
+        for split in ("train", "test"):
+            images, labels = getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
+            kept = number_Y[labels] >= 0
+            parts |= {f"{split}_images": images[kept], f"{split}_labels": number_Y[labels[kept]]}
+        names = tuple(self.class_names[c] for c in classes)
+        return dataclasses.replace(self, **parts, class_names=names)
 
     def examples(self, count: int) -> np.ndarray:
         """The first training images: uint8[count, H, W, C]."""
@@ -111,7 +156,12 @@ def subset(dataset: Set, num_train: int, seed: int, balanced: bool) -> Set:
     Raises:
       UserError: more images asked for than there are (in a class, if balanced).
     """
-    return dataset.select(np.sort(_subset_order(dataset, num_train, seed, balanced)[:num_train]))
+    order = _subset_order(dataset, num_train, seed, balanced)
+    chosen = dataset.select(np.sort(order[:num_train]))
+    if isinstance(dataset, Dataset):
+        rest = LeftOut(dataset.train_images, dataset.train_labels, order[num_train:])
+        return dataclasses.replace(chosen, left_out=rest)
+    return chosen
 
 
 def _subset_order(dataset: Selectable, num_train: int, seed: int, balanced: bool) -> np.ndarray:

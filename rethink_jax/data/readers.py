@@ -1,6 +1,7 @@
 """Readers of the public file layouts: CIFAR-10 (binary and python) and idx, packed or plain.
 
-Archives are read in memory, never unpacked to disk; pickles may only build numpy arrays.
+Archives are read in memory, never unpacked to disk, and pickles are not unpickled (`pickled`). A
+file takes a few times its size in memory, whatever its headers say, and at most some gigabytes.
 """
 
 from __future__ import annotations
@@ -8,16 +9,20 @@ from __future__ import annotations
 import gzip
 import io
 import math
-import pickle
 import tarfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from rethink_jax.schema import UserError
+from rethink_jax.data import pickled
+from rethink_jax.schema import UserError, first_line
+
+# Of a file, unpacked. The largest published one, CIFAR-10 in an archive, has 184 million.
+MOST_BYTES = 2**31
+_MOST_MEMBERS = 10_000  # Of an archive; the published ones have 8.
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # train x, y, test x, y
 
@@ -63,27 +68,45 @@ def _damaged(path: Path, why: str) -> UserError:
 def _file_bytes(path: Path) -> bytes:
     """The contents of a plain or gzip-compressed file."""
     try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if path.suffix == ".gz" else data
+        with path.open("rb") as plain:
+            packed = path.suffix == ".gz"
+            with gzip.GzipFile(fileobj=plain) if packed else plain as file:
+                data = file.read(MOST_BYTES + 1)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise _damaged(path, f"not a whole gzip file ({error})") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except (OSError, MemoryError) as error:
+        raise _unreadable(path, error) from error
+    # A small file can unpack to one that fills the memory.
+    if len(data) > MOST_BYTES:
+        raise _damaged(path, f"more than {MOST_BYTES:,} bytes, far more than any published set")
+    return data
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    why = getattr(error, "strerror", None) or first_line(error)
+    return UserError(
+        f"cannot read {path}: {why}; make it readable, or name another folder with "
+        "--config.data_files.dir=FOLDER or $RETHINK_DATA_DIR"
+    )
 
 
 def _archive_members(path: Path, names: Sequence[str]) -> list[bytes]:
-    """The named members of a tar archive, wherever in it they lie."""
+    """The named members of a gzip-compressed tar archive, wherever in it they lie."""
     found: dict[str, bytes] = {}
+    archive = io.BytesIO(_file_bytes(path))
     try:
-        with tarfile.open(path) as tar:
-            for member in tar:
+        with tarfile.open(fileobj=archive, mode="r:") as tar:
+            for number, member in enumerate(tar):
+                # tarfile follows a negative size back, to the same member again.
+                if member.size < 0 or number > _MOST_MEMBERS:
+                    raise tarfile.ReadError("its headers make no sense")
                 name = member.name.rsplit("/", 1)[-1]
-                if name in names and member.isfile():
+                # The holes of a sparse file take no place in the archive, but in memory.
+                if name in names and member.isfile() and not member.issparse():
                     found[name] = tar.extractfile(member).read()  # type: ignore[union-attr]
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise _damaged(path, f"not a whole tar archive ({error})") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    # Headers that make no sense raise many kinds of error.
+    except Exception as error:
+        raise _damaged(path, f"not a whole tar archive ({first_line(error)})") from error
     if missing := [n for n in names if n not in found]:
         raise _damaged(path, f"it lacks {', '.join(missing)}")
     return [found[n] for n in names]
@@ -106,29 +129,21 @@ def _cifar_binary(data: bytes, path: Path) -> tuple[np.ndarray, np.ndarray]:
     return _planes_to_nhwc(records[:, 1:]), records[:, 0].astype(np.int32)
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Builds numpy arrays and plain containers, and refuses every other name."""
-
-    allowed = (
-        {("numpy", n) for n in ("ndarray", "dtype")}
-        | {(f"numpy.{c}.multiarray", "_reconstruct") for c in ("core", "_core")}
-        | {("_codecs", "encode")}
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.allowed:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not array data")
-        return super().find_class(module, name)
-
-
 def _cifar_python(data: bytes, path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
-        batch = _ArrayUnpickler(io.BytesIO(data), encoding="bytes").load()
-        planes = np.asarray(batch[b"data"], np.uint8)
-        return _planes_to_nhwc(planes), np.asarray(batch[b"labels"], np.int32)
+        batch = pickled.load(data)
+        planes, labels = batch[b"data"], batch[b"labels"]
+        if not isinstance(planes, np.ndarray) or planes.dtype != np.uint8:
+            raise ValueError("its data are no array of unsigned bytes")
+        if not isinstance(labels, np.ndarray) and not all(type(v) is int for v in labels):
+            raise ValueError("its labels are no integers")
+        labels = np.asarray(labels, np.int64)
+        if labels.ndim != 1 or abs(labels).max(initial=0) > np.iinfo(np.int32).max:
+            raise ValueError("its labels are no list of small integers")
+        return _planes_to_nhwc(planes), labels.astype(np.int32)
     # Whatever a broken pickle raises on the way, the file is what is wrong.
     except Exception as error:
-        raise _damaged(path, f"not a CIFAR-10 python batch ({error})") from error
+        raise _damaged(path, f"not a CIFAR-10 python batch ({first_line(error)})") from error
 
 
 def _cifar(

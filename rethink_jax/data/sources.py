@@ -105,7 +105,7 @@ def digits() -> Dataset:
     CC BY 4.0), as distributed by scikit-learn.
     """
     with (resources.files("rethink_jax.data") / "digits.npz").open("rb") as file:
-        stored = np.load(file)
+        stored = np.load(file, allow_pickle=False)
         images, labels = stored["images"], stored["labels"].astype(np.int32)
     rank = np.empty(len(labels), np.int64)
     for c in range(10):
@@ -188,7 +188,34 @@ def load(name: str, folder: str | None = None, download: bool = False) -> Datase
     check_name(name)
     root = data_dir(folder)
     if name in DATASETS:
-        return DATASETS[name]()
+        return _made(name)
+    try:
+        return _found(name, root, download)
+    except OSError as error:  # Of a name that is no name, or a disk that fails.
+        raise UserError(
+            f"cannot read {name} in {root}: {error.strerror or error}; name another folder with "
+            "--config.data_files.dir=FOLDER or $RETHINK_DATA_DIR"
+        ) from error
+
+
+def _made(name: str) -> Dataset:
+    """A set that is a function, the package's or the user's own."""
+    try:
+        made = DATASETS[name]()
+        if not isinstance(made, Dataset):
+            raise TypeError(f"its function returns {type(made).__name__}, not a Dataset")
+    except UserError:
+        raise
+    # A user's function can fail in any way.
+    except Exception as error:
+        raise UserError(
+            f"the data set {name!r} cannot be made ({type(error).__name__}: {first_line(error)}); "
+            "mend its function in sources.DATASETS, --debug shows where it fails"
+        ) from error
+    return made
+
+
+def _found(name: str, root: Path, download: bool) -> Dataset | StreamedDataset:
     if name.startswith("tfds:"):
         return _from_tfds(name, name.removeprefix("tfds:"), root)
     if is_streamed(name):
@@ -259,7 +286,11 @@ def _cached(name: str, root: Path, files: list[Path], layout: readers.Layout) ->
     Dataset(name, *arrays, FILE_SOURCES[name].class_names, str(files[0].parent))  # Checks them.
     train_images, train_labels, test_images, test_labels = arrays
     if train_images.shape[1:] != test_images.shape[1:]:
-        raise UserError(f"{files[0].parent}: training and test images have different sizes")
+        shapes = ["x".join(map(str, a.shape[1:])) for a in (train_images, test_images)]
+        raise UserError(
+            f"{files[0].parent}: training and test images have different sizes, {shapes[0]} and "
+            f"{shapes[1]}; take the files of one set"
+        )
     fields = [("image", np.uint8, train_images.shape[1:]), ("label", np.int32), ("train", np.bool_)]
     rows = np.empty(len(train_images) + len(test_images), fields)
     rows["image"] = np.concatenate([train_images, test_images])

@@ -25,7 +25,7 @@ from rethink_jax.schema import UserError, first_line
 _SUFFIXES = (".jpeg", ".jpg", ".png")
 _TEST_FOLDERS = ("val", "test", "validation")
 _LAYOUT = "train/CLASS/*.{jpeg,jpg,png} and val/CLASS/* (or test/CLASS/*)"
-_BITS_OTHER_THAN_8 = ("I", "F")
+_MORE_THAN_8_BITS = "I"  # How the names of such modes of Pillow begin.
 
 
 class Encoded(Protocol):
@@ -126,12 +126,18 @@ def decode(data: bytes, size: int) -> np.ndarray:
     Zhang et al. 2017, who name "the preprocessing of the TensorFlow package": it also distorts.
 
     Raises:
-      Exception: of Pillow's, if the bytes are no whole image; ValueError: more than 8 bits.
+      Exception: of Pillow's, if the bytes are no whole image; ValueError: more than 8 bits, or
+        another format.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
-    with Image.open(io.BytesIO(data)) as image:
-        if image.mode.startswith(_BITS_OTHER_THAN_8):
+    try:
+        # The other formats of Pillow are many decoders more, one of which starts another program.
+        opened = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
+    except UnidentifiedImageError:
+        raise ValueError("it is neither a JPEG nor a PNG") from None
+    with opened as image:
+        if image.mode.startswith(_MORE_THAN_8_BITS):
             raise ValueError("its values do not have 8 bits")  # They would be cut off at 255.
         rgb = image.convert("RGB")
     side = min(rgb.size)
@@ -158,6 +164,12 @@ def check_fields(values: Mapping[str, Any]) -> None:
             f"data.num_confusion is {values['data.num_confusion']}; {streams}. Leave it at 0, or "
             "take a data set that lies in memory"
         )
+    for field in ("data.classes", "data.replaced"):
+        if values[field] is not None:
+            raise UserError(
+                f"{field} is {values[field]!r}; {streams}. Leave it out, or take a data set that "
+                "lies in memory"
+            )
     if values["corruption.pixels"] != "none":
         raise UserError(
             f"corruption.pixels is {values['corruption.pixels']!r}; {streams}, as they are. "
@@ -353,7 +365,8 @@ def from_tfds(name: str, builder: str, test_split: str, root: Path) -> StreamedD
 
 def _cached_labels(rows: Any, path: Path) -> np.ndarray:
     """The labels of a split: int32[N], read from its records or from what was read before."""
-    with contextlib.suppress(OSError, ValueError):
+    # A damaged cache raises many kinds of error, and is written anew.
+    with contextlib.suppress(Exception):
         labels_N = np.load(path, allow_pickle=False)
         if labels_N.shape == (len(rows),) and labels_N.dtype == np.int32:
             return labels_N

@@ -27,7 +27,9 @@ def build(workdir: str | Path) -> Report:
         from rethink_jax.report import (
             along,
             capacity,
+            classical,
             figures,
+            output,
             page,
             ranking,
             series,
@@ -38,41 +40,49 @@ def build(workdir: str | Path) -> Report:
         raise UserError(
             f"the report needs {error.name}; install it with: pip install 'rethink_jax[report]'"
         ) from error
-    if not records.Workdir(workdir).header_path.is_file() and (found := cases.load(workdir)):
-        return Report(*theory.build(Path(workdir).expanduser(), found))
-    results = records.load_results(workdir)
-    done = results.trials[results.trials["status"].isin(("fitted", "finished", "diverged"))]
+    folder = Path(workdir).expanduser()
+    if records.Workdir(folder).header() is None and (folder / "theory").is_dir():
+        found = cases.load(workdir)
+        if not found:
+            raise UserError(f"{folder / 'theory'} has no whole record; run launch.theory again")
+        return Report(*theory.build(folder, found))
+    results = records.load_results(folder)
+    done = results.trials[results.trials["status"].isin(records.DONE)]
     if done.empty:
         raise UserError(
             f"no trial of {workdir} is finished yet; run the sweep, the report shows what is there"
         )
     lines = series.lines(done, results)
-    folder = Path(workdir) / "report"
-    folder.mkdir(exist_ok=True)
     compared = tables.tables(done, results)
-    measured = records.load_measures(workdir)
+    measured = records.load_measures(folder)
     ranked = ranking.table(done, results, measured)
+    bounded = classical.tables(folder, done, results)
     pictures = {
-        "examples": figures.examples(records.load_examples(workdir)),
+        "examples": figures.examples(records.load_examples(folder)),
         "fig1a": figures.loss_curves(lines),
         "fig1b": figures.epochs_to_fit(lines),
         "fig1c": figures.test_error(lines),
         "fig2": figures.accuracy_curves(lines),
         **capacity.figures(capacity.sweep(done, measured)),
-        "along": along.curves(lines, records.load_measures_along(workdir)),
+        "classical": classical.figure(bounded),
+        "along": along.curves(lines, records.load_measures_along(folder)),
     }
     pictures = {name: png for name, png in pictures.items() if png is not None}
-    for name, png in pictures.items():
-        (folder / f"{name}.png").write_bytes(png)
-    for table in compared:
-        file = f"{table.name.lower().replace(' ', '')}.md"
-        text = tables.markdown(f"{table.name}: {table.title}", table)
-        records.write_atomically(folder / file, text)
-    if ranked is not None:
-        text = tables.markdown(ranked.title, ranked)
-        records.write_atomically(folder / "ranking.md", text)
-    sentences = [t.summary for t in (*compared, ranked) if t is not None]
+    sentences = [t.summary for t in (*compared, *bounded, ranked) if t and t.summary]
     summary = series.summary(results, done, lines, sentences)
-    html = page.render(results, summary, pictures, compared, series.table(lines), ranked)
-    records.write_atomically(folder / "index.html", html)
+    html = page.render(results, summary, pictures, compared, series.table(lines), ranked, bounded)
+    with output.folder_of(folder) as folder:
+        for name, png in pictures.items():
+            (folder / f"{name}.png").write_bytes(png)
+        for table in compared:
+            file = f"{table.name.lower().replace(' ', '')}.md"
+            text = tables.markdown(f"{table.name}: {table.title}", table)
+            records.write_atomically(folder / file, text)
+        if ranked is not None:
+            text = tables.markdown(ranked.title, ranked)
+            records.write_atomically(folder / "ranking.md", text)
+        for table in bounded:
+            text = tables.markdown(table.title, table)
+            records.write_atomically(folder / f"{table.name}.md", text)
+        records.write_atomically(folder / "index.html", html)
     return Report(folder / "index.html", summary)

@@ -6,7 +6,8 @@ import pandas as pd
 
 from rethink_jax.report.series import field_columns
 
-SEEDS = ("seed", "corruption.seed", "data.seed")
+# Which image is replaced is as a seed: any would do.
+SEEDS = ("seed", "corruption.seed", "data.seed", "data.replaced")
 
 
 def axes_of(trials: pd.DataFrame) -> dict[str, list[str]]:

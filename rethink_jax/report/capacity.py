@@ -17,6 +17,7 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import PercentFormatter, ScalarFormatter
 
 from rethink_jax import paper_neyshabur2017 as paper
+from rethink_jax.report.axes import SEEDS
 from rethink_jax.report.figures import COLOURS, PAPER, STYLE, png
 from rethink_jax.report.series import field_columns, mean_std, numbers
 
@@ -54,7 +55,6 @@ AXES = (
     Axis("data.num_train", "training images", True),
     Axis(_LABELS, "probability that a label is random", False),
 )
-_SEEDS = ("seed", "corruption.seed", "data.seed")
 
 
 class Sweep(NamedTuple):
@@ -98,7 +98,7 @@ def sweep(trials: pd.DataFrame, measures: pd.DataFrame | None) -> Sweep | None:
     """Finished trials as a sweep along one of `AXES`; None if none, or something else, varies."""
     rows = trials[trials["status"] != "diverged"]
     fields = field_columns(rows)
-    varied = {c for c in fields if rows[c].map(repr).nunique() > 1} - set(_SEEDS)
+    varied = {c for c in fields if rows[c].map(repr).nunique() > 1} - set(SEEDS)
     axis = next((a for a in AXES if a.field in varied), None)
     if axis is None or varied - {axis.field, _LABELS}:
         return None

@@ -29,6 +29,7 @@ STYLE = {
     "grid.color": "#e6e6e6",
     "axes.axisbelow": True,
     "legend.frameon": False,
+    "text.parse_math": False,  # A name with dollars in it is no formula.
     "figure.dpi": 160,
 }
 _MAX_PANELS = 4

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Sequence
 from html import escape
 
 from rethink_jax import paper
 from rethink_jax.records import Results
+from rethink_jax.report.classical import Classical
 from rethink_jax.report.ranking import Ranking
 from rethink_jax.report.series import Row
 from rethink_jax.report.tables import NOT_RUN, PaperTable
@@ -55,6 +57,12 @@ _TITLES = {
         "Expected sharpness against KL divergence",
         "Gaussian noise on each weight w of deviation alpha (10 |w| + 1), a point for each alpha; "
         "means over seeds. Further to the right: a more complex network. The line is at 0.05.",
+    ),
+    "classical": (
+        "Complexity, and what it says of the test error",
+        "Left: correlation with random signs that training reaches, mean and 95% interval over "
+        "draws. Right: the bound on the test error that follows from it (dashed), at least; and "
+        "the test error with true labels (solid). A bound of 1 or more says nothing.",
     ),
     "along": (
         "How the networks change",
@@ -106,6 +114,7 @@ def render(
     compared: list[PaperTable],
     rows: list[Row],
     ranked: Ranking | None = None,
+    classical: Sequence[Classical] = (),
 ) -> str:
     """The page as text.
 
@@ -113,6 +122,7 @@ def render(
       pictures: {name in `_TITLES`: PNG bytes}.
       compared: the paper's tables.
       ranked: the table of measures.
+      classical: complexity and stability.
     """
     more = (_DOTTED if compared else "") + (_SOME if len({r.line for r in rows}) > 4 else "")
     figures = "".join(
@@ -120,7 +130,7 @@ def render(
         for name in _TITLES
         if name in pictures
     )
-    measures = "" if ranked is None else table(ranked.title, ranked)
+    measures = "".join(table(t.title, t) for t in [*classical, *([ranked] if ranked else [])])
     body = (
         f"{''.join(map(_paper_table, compared))}<div class='grid'>{figures}</div>"
         f"{measures}{_table(rows)}{_details(results)}"
@@ -166,7 +176,7 @@ def _paper_table(found: PaperTable) -> str:
     return table(f"{found.name} of the paper: {found.title}", found)
 
 
-def table(heading: str, found: PaperTable | Ranking) -> str:
+def table(heading: str, found: PaperTable | Ranking | Classical) -> str:
     """A table with its notes; a rule above each row that begins with a name of its own."""
     kinds = ["paper" if title == "paper" else "" for title in found.header]
     ruled = "paper" in kinds

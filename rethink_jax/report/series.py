@@ -45,8 +45,9 @@ class Line(NamedTuple):
         return sorted((s for s in self.settings if s.clean_pixels), key=lambda s: s.label_prob)
 
 
-_NOT_A_LINE = ("seed", "corruption.seed", "corruption.label_prob", "corruption.pixels",
-               "corruption.pixel_fraction", "corruption.pixel_strength")  # fmt: skip
+_NOT_A_LINE = ("seed", "corruption.seed", "data.replaced", "corruption.label_prob",
+               "corruption.pixels", "corruption.pixel_fraction",
+               "corruption.pixel_strength")  # fmt: skip
 
 
 def field_columns(trials: pd.DataFrame) -> list[str]:
@@ -71,9 +72,15 @@ def lines(trials: pd.DataFrame, results: records.Results) -> list[Line]:
             _setting(str(setting), group, curves)
             for setting, group in rows.groupby(rows.apply(setting_name, axis=1), sort=False)
         ]
-        classes = results.run["data"][first["data.name"]]["classes"]
-        found.append(Line(name, paper.network_of(first), 1 - 1 / len(classes), settings))
+        chance = 1 - 1 / num_classes(first, results.run)
+        found.append(Line(name, paper.network_of(first), chance, settings))
     return found
+
+
+def num_classes(trial: Any, run: dict[str, Any]) -> int:
+    """How many classes there are for a trial; run: the workdir's run.json."""
+    some = trial.get("data.classes")
+    return len(some if isinstance(some, list) else run["data"][trial["data.name"]]["classes"])
 
 
 _CURVES = ("online_loss", "online_accuracy", "train_accuracy", "test_accuracy")

@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 
 from rethink_jax import paper, records
+from rethink_jax.report.axes import SEEDS
+from rethink_jax.report.classical import Classical
 from rethink_jax.report.ranking import Ranking
 from rethink_jax.report.series import field_columns, in_text, mean_std, numbers
 
@@ -76,7 +78,7 @@ def _best_top5(done: pd.DataFrame, curves: pd.DataFrame) -> pd.Series:
 
 def _variants(cell: paper.Cell, trials: pd.DataFrame) -> list[_Run]:
     """The trials of a cell, split where they differ in more than their seeds."""
-    fields = [c for c in field_columns(trials) if c not in ("seed", "corruption.seed", "data.seed")]
+    fields = [c for c in field_columns(trials) if c not in SEEDS]
     keys = trials[fields].map(repr)
     varied = [c for c in fields if keys[c].nunique() > 1]
     groups = trials.groupby([keys[c] for c in varied] or (lambda _: 0), sort=False)
@@ -248,7 +250,7 @@ def _listed(texts: list[str]) -> str:
     return "; ".join(dict.fromkeys(texts))
 
 
-def markdown(heading: str, table: PaperTable | Ranking) -> str:
+def markdown(heading: str, table: PaperTable | Ranking | Classical) -> str:
     """A table as Markdown, with its notes."""
     lines = [f"**{heading}**", "", _row(table.header)]
     lines += [_row(["---"] * len(table.header)), *map(_row, table.rows), ""]

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rethink_jax import records
-from rethink_jax.report import page, tables, theory_minimum_norm, theory_overtraining
+from rethink_jax.report import (
+    output,
+    page,
+    tables,
+    theory_minimum_norm,
+    theory_overtraining,
+)
 from rethink_jax.report.tables import PaperTable
 from rethink_jax.theory import cases
 
@@ -183,22 +189,19 @@ _TABLES: dict[str, Callable[[list[Record]], PaperTable]] = {
 
 def build(workdir: Path, found: list[Record]) -> tuple[Path, list[str]]:
     """Writes <workdir>/report/index.html, and the tables as Markdown; its path, and its summary."""
-    folder = workdir / "report"
-    folder.mkdir(exist_ok=True)
-    parts, summary = [], []
+    parts, summary, texts = [], [], {}
     for experiment, tabulate in _TABLES.items():
         if not (own := [r for r in found if r["experiment"] == experiment]):
             continue
         made = tabulate(_sorted(own))
         parts.append(page.table(made.title, made))
         summary.append(made.summary)
-        text = tables.markdown(made.title, made)
-        records.write_atomically(folder / f"{made.name}.md", text)
-    drawn = []
+        texts[f"{made.name}.md"] = tables.markdown(made.title, made)
+    drawn, pictures = [], {}
     for experiment, (title, caption, draw, say) in _FIGURES.items():
         for record in _sorted([r for r in found if r["experiment"] == experiment]):
             png, name = draw(record["found"]), cases.name(record)
-            (folder / f"{name}.png").write_bytes(png)
+            pictures[f"{name}.png"] = png
             drawn.append(page.figure(title, f"{caption} {_of(record)}", png))
             summary.append(say(record))
     parts.append(f"<div class='grid'>{''.join(drawn)}</div>" if drawn else "")
@@ -208,8 +211,12 @@ def build(workdir: Path, found: list[Record]) -> tuple[Path, list[str]]:
         page.details("All numbers", everything),
         page.details("Commands, versions, devices", runs),
     ]
-    html = page.document("Theory, as programs", summary, "".join(parts))
-    records.write_atomically(folder / "index.html", html)
+    texts["index.html"] = page.document("Theory, as programs", summary, "".join(parts))
+    with output.folder_of(workdir) as folder:
+        for name, png in pictures.items():
+            (folder / name).write_bytes(png)
+        for name, text in texts.items():
+            records.write_atomically(folder / name, text)
     return folder / "index.html", summary
 
 

@@ -6,9 +6,12 @@ WORKDIR/theory/EXPERIMENT_ID.json, written as a whole when it is done.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import importlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from rethink_jax import axes, header, records, trials
+from rethink_jax import axes, damaged, header, records, trials
 from rethink_jax.data import dataset as datasets
 from rethink_jax.data import sources
 from rethink_jax.data.dataset import Dataset
@@ -139,7 +142,7 @@ def expand(config: Any) -> list[Case]:
     fields = _module(experiment).FIELDS
     cases: list[Case] = []
     for assignment in axes.assignments(config.get("sweep") or {}, fields):
-        given = flatten(config.get("trial") or {}) | assignment
+        given = flatten(_fields_given(config)) | assignment
         for name in given:
             if name not in fields:
                 raise UserError(
@@ -155,6 +158,16 @@ def expand(config: Any) -> list[Case]:
             )
         cases.append(case)
     return cases
+
+
+def _fields_given(config: dict[str, Any]) -> dict[str, Any]:
+    given = config.get("trial") or {}
+    if not isinstance(given, dict):
+        raise UserError(
+            f"config.trial is {given!r}; it holds fields by name, as in "
+            "config.trial.num_train = 100"
+        )
+    return given
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
@@ -187,6 +200,8 @@ def run(config: Any, workdir: str | Path, command: list[str]) -> Iterator[str]:
     """
     cases, settings = expand(config), _settings(plain(config))
     folder = Path(workdir).expanduser() / "theory"
+    with _writing(folder):  # Before anything is computed that could not be kept.
+        _check_can_be_made(folder)
     for number, case in enumerate(cases, 1):
         path = folder / f"{case.name}.json"
         record = _read(path)
@@ -200,7 +215,9 @@ def run(config: Any, workdir: str | Path, command: list[str]) -> Iterator[str]:
                 "found": _module(case.experiment).run(context, **dict(case.fields)),
                 "run": header.run_facts(command),
             }
-            _write(path, record)
+            with _writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                records.write_atomically(path, json.dumps(record, indent=1, default=_literal))
         text = table(record)
         yield f"{text}\n({number} of {len(cases)}; {done}numbers: {path})\n"
 
@@ -223,24 +240,41 @@ def table(record: dict[str, Any]) -> str:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A record, if it is one of this format and of an experiment that there is."""
+    """A record, if it is a whole one of this format and of an experiment that there is."""
     try:
-        record = json.loads(path.read_text())
+        record = damaged.read_json(path)
     except (OSError, ValueError):
         return None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         return None
-    return record if record.get("experiment") in EXPERIMENTS else None
-
-
-def _write(path: Path, record: dict[str, Any]) -> None:
+    if record.get("experiment") not in EXPERIMENTS:
+        return None
+    if not all(isinstance(record.get(part), dict) for part in ("trial", "found", "run")):
+        return None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        records.write_atomically(path, json.dumps(record, indent=1, default=_literal))
+        table(record)
+    # It lacks a number, or has something else in its place.
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        return None
+    return record
+
+
+def _check_can_be_made(folder: Path) -> None:
+    """Raises OSError if the folder cannot be made, or written; makes nothing."""
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        number = errno.EACCES if there.is_dir() else errno.ENOTDIR
+        raise OSError(number, os.strerror(number))
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(
-            f"cannot write to the workdir {path.parent.parent}: {error.strerror or error}; name "
-            "another with --workdir"
+            f"cannot write to the workdir {folder.parent}: {error.strerror or error}; name another "
+            "with --workdir"
         ) from error
 
 

@@ -81,12 +81,25 @@ def test_every_mode_becomes_rgb(kind, mode):
     assert image[:, -3:].min() >= 245
 
 
-@pytest.mark.parametrize(("mode", "kind"), [("I;16", "PNG"), ("I", "TIFF"), ("F", "TIFF")])
-def test_more_than_eight_bits_are_refused(mode, kind):
+def test_more_than_eight_bits_are_refused():
     data = io.BytesIO()
-    Image.new(mode, (8, 8), 4000).save(data, kind)
+    Image.new("I;16", (8, 8), 4000).save(data, "PNG")
     with pytest.raises(ValueError, match="8 bits"):
         streamed.decode(data.getvalue(), 8)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "GIF", "EPS"])
+def test_other_formats_are_refused_and_start_no_program(kind, tmp_path, monkeypatch):
+    """Pillow hands PostScript to the program gs, if it may."""
+    ran, gs = tmp_path / "ran", tmp_path / "gs"
+    gs.write_text(f"#!/bin/sh\ntouch {ran}\n")
+    gs.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(data, kind)
+    with pytest.raises(ValueError, match="neither a JPEG nor a PNG"):
+        streamed.decode(data.getvalue(), 8)
+    assert not ran.exists()
 
 
 # --- folders --------------------------------------------------------------------------------------
