@@ -210,10 +210,11 @@ def run(
     workdir.create()
     try:
         adds = header.opened(sweep.config, sweep.datasets, workdir)
+        outcomes = workdir.outcomes()  # What is damaged is said before anything is written.
         # The first process chooses for all; what is new to the workdir is chosen now.
         workdir.history.settle_widths(lambda kept: (sweep.pad(kept), sweep.widths)[1])
         with _claimed(sweep, workdir) as claim:
-            outcomes = _taken_up(sweep, workdir, options.retry_failed, others)
+            _take_up(sweep, workdir, outcomes, options.retry_failed, others)
             facts = adds | header.run_facts(command)
             code = _run(sweep, workdir, outcomes, facts, claim)
             _remove_checkpoints(sweep, workdir, outcomes, claim)
@@ -235,19 +236,22 @@ def _claimed(sweep: Sweep, workdir: records.Workdir) -> claims.Claim:
     return claims.take(workdir.path, sweep.part, ids, groups, say, selection)
 
 
-def _taken_up(
-    sweep: Sweep, workdir: records.Workdir, retry_failed: bool, others: Sequence[records.Workdir]
-) -> records.Outcomes:
-    """What has ended of a workdir, when all is done that precedes a run."""
+def _take_up(
+    sweep: Sweep,
+    workdir: records.Workdir,
+    outcomes: records.Outcomes,
+    retry_failed: bool,
+    others: Sequence[records.Workdir],
+) -> None:
+    """Does all that precedes a run; outcomes: of the workdir, kept up with that."""
     workdir.tidy()
-    outcomes = workdir.outcomes()
+    outcomes.refresh()
     for line in reuse.copy(sweep, workdir, outcomes, others):
         print(line, flush=True)
     if retry_failed:
         for trial in sweep.trials:
             workdir.plan_again(trial.trial_id)
         outcomes.refresh()
-    return outcomes
 
 
 def _remove_checkpoints(

@@ -121,6 +121,35 @@ MISTAKES = {
         "sweep", ("--config=configs/quickstart.py",), ("--workdir is missing",)
     ),
     "unknown_flag": Mistake("sweep", quick("--wrkdir=x"), ("wrkdir", "Did you mean: workdir")),
+    "shard_beyond_the_last": Mistake(
+        "sweep", quick("--shard=4/4"), ("'4/4'", "0 <= i < n", "--shard=3/4")
+    ),
+    "shard_that_is_none": Mistake("sweep", quick("--shard=one"), ("'one'", "i/n")),
+    "shard_of_no_cluster": Mistake("sweep", quick("--shard=auto"), ("SLURM", "--shard=i/n")),
+    "reuse_of_nothing": Mistake(
+        "sweep", quick("--reuse={tmp}/nope"), ("--reuse={tmp}/nope", "not a workdir")
+    ),
+    "workers_without_cores": Mistake(
+        "sweep", quick("--executor=processes", "--workers=9999"), ("--workers=9999", "take at most")
+    ),
+    "workers_below_zero": Mistake(
+        "sweep", quick("--executor=processes", "--workers=-1"), ("--workers is -1",)
+    ),
+    "two_ways_to_split": Mistake(
+        "sweep",
+        quick("--executor=processes", "--workers=1", "--shard=0/2"),
+        ("--shard=0/2", "--executor=processes", "leave one out"),
+    ),
+    "unknown_executor": Mistake(
+        "sweep", quick("--executor=slurm"), ("executor", "processes", "ray")
+    ),
+    "status_of_nothing": Mistake("status", ["--workdir={tmp}/nope"], ("not a workdir",)),
+    "bench_of_no_executor": Mistake(
+        "bench", ["--executors=rays"], ("'rays'", "did you mean 'ray'")
+    ),
+    "bench_of_no_workers": Mistake(
+        "bench", ["--executors=processes", "--workers=two"], ("'two'", "--workers=1,2,4")
+    ),
     "stray_argument": Mistake("sweep", quick("extra"), ("'extra'", "--name=value")),
     "flag_without_value": Mistake("sweep", ("--config",), ("config",)),
     "switch_with_a_word": Mistake("sweep", quick("--plan=maybe"), ("plan", "maybe")),
