@@ -120,17 +120,21 @@ class Runner:
         """Runs a group to its end or to a signal; out of memory, again with fewer lanes.
 
         What cannot be run is recorded as failed, and no reason to stop.
+
+        Raises:
+          UserError: the user's data are damaged: not for lack of memory.
         """
         lanes = 0  # As the settings say.
         while lanes is not None and not self._stopped:
             try:
                 return self._attempt(group, lanes)
-            except OSError:
+            except memory.OutOfMemory as error:
+                return self._fail(group, error)
+            except (OSError, UserError):
                 raise
             # The network, a corruption and much else can be the user's own code.
             except Exception as error:
-                short = memory.is_out_of_memory(error) and not isinstance(error, UserError)
-                if not short or group.group_id not in self._layouts:
+                if not memory.is_out_of_memory(error) or group.group_id not in self._layouts:
                     return self._fail(group, error)
                 said = first_line(error)
             # With the error its frames are gone, and with these the arrays of what has failed.
