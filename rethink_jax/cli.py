@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -19,6 +20,9 @@ from rethink_jax.schema import UserError, suggest
 EXIT_OK, EXIT_USER, EXIT_FAILED, EXIT_INTERRUPTED = 0, 2, 3, 75
 
 flags.DEFINE_bool("debug", False, "show the traceback of a user error")
+flags.DEFINE_string(
+    "own", None, "a Python file of yours to run first, which adds networks, data sets, measures ..."
+)
 
 
 def run(
@@ -39,6 +43,8 @@ def run(
         for name, why in flags_needed.items():
             if not flags.FLAGS[name].value:
                 raise UserError(f"--{name} is missing: {why}")
+        if flags.FLAGS.own:
+            _run_own(flags.FLAGS.own)
         code = main()
     except UserError as error:
         if any(re.fullmatch(r"--?debug(=(true|1))?", a, re.IGNORECASE) for a in sys.argv):
@@ -75,6 +81,15 @@ def _parse_flags(known_fields: Callable[[], list[str]]) -> None:
         raise UserError(wrong or f"the config cannot be read: {_one_line(error)}") from error
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
+
+
+def _run_own(file: str) -> None:
+    """Runs a file of the user's, as importing it would."""
+    try:
+        runpy.run_path(file, run_name="own")
+    # It is Python and can fail in any way.
+    except Exception as error:
+        raise UserError(f"--own={file} cannot be run: {_one_line(error)}") from error
 
 
 def _one_line(error: Exception) -> str:

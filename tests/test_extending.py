@@ -1,6 +1,7 @@
 """A user's own network, data set and corruptions, added from a config file as the README says."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import rethink_jax
+from rethink_jax import records
 from rethink_jax.schema import UserError
 
 REPO = Path(__file__).parents[1]
@@ -117,3 +119,33 @@ def test_loading_it_after_the_import(workdir, monkeypatch):
     assert not np.array_equal(moved, loaded.initial_variables["batch_stats"]["BatchNorm_0"]["mean"])
     logits = loaded.model.apply(loaded.variables, np.ones((4, 5, 7, 2), "f"), False)[0]
     assert logits.shape == (4, 3)
+
+
+def test_the_example_of_the_readme(tmp_path):
+    """The file and the commands as they stand there."""
+    section = (REPO / "README.md").read_text().split("## Extend it")[1].split("\n## ")[0]
+    file, commands = re.findall(r"```(?:python)?\n(.*?)```", section, re.DOTALL)
+    (tmp_path / "mine.py").write_text(file)
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(REPO)}
+    for command in commands.strip().splitlines():
+        words = [sys.executable, *command.split()[1:]]
+        done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    trials = rethink_jax.load_results(tmp_path / "runs/mine").trials
+    assert len(trials) == 8 and (trials["status"] != "failed").all()
+    noisy = trials[trials["corruption.label_prob"] == 0.5]
+    assert noisy["label_noise"].between(0.3, 0.7).all()
+    measured = records.load_measures(tmp_path / "runs/mine")
+    assert (measured["largest_weight"] > 0).all() and "margin_min" in measured
+    assert len(measured) == 8
+
+
+def test_a_file_of_ones_own_that_fails(tmp_path):
+    (tmp_path / "mine.py").write_text("1 / 0")
+    command = [sys.executable, "-m", "launch.report", f"--own={tmp_path}/mine.py", "--workdir=x"]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert (
+        done.stderr == f"error: --own={tmp_path}/mine.py cannot be run: ZeroDivisionError: "
+        "division by zero\n"
+    )

@@ -111,8 +111,10 @@ def test_what_cannot_be_computed_is_a_row_with_its_reason(workdir, monkeypatch):
     def refuse(subject):
         raise UserError("no such thing for this network")
 
-    monkeypatch.setitem(measures.MEASURES, "margin_min", refuse)
-    monkeypatch.setitem(measures.MEASURES, "margin_mean", lambda s: s.logits_NxY.sum() / 0)
+    monkeypatch.setitem(measures.FAMILIES["margins"], "margin_min", refuse)
+    monkeypatch.setitem(
+        measures.FAMILIES["margins"], "margin_mean", lambda s: s.logits_NxY.sum() / 0
+    )
     (workdir / "measures.csv").unlink(missing_ok=True)
     measured(workdir, ("margins",))
     by_name = {r["measure"]: r for r in rows(workdir)}

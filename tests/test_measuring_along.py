@@ -39,8 +39,6 @@ def more_measures():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(measures.FAMILIES, "of the curve", AS_IN_CURVE)
         patch.setitem(measures.FAMILIES, "drawn", DRAWN)
-        for name, measure in (AS_IN_CURVE | DRAWN).items():
-            patch.setitem(measures.MEASURES, name, measure)
         yield
 
 
@@ -291,8 +289,6 @@ def test_padded_networks_are_measured_as_their_own(make_config, tmp_path, monkey
 
     own = {"sizes": sizes, "only_narrow": only_narrow}
     monkeypatch.setitem(measures.FAMILIES, "own", own)
-    for name, function in own.items():
-        monkeypatch.setitem(measures.MEASURES, name, function)
     some = make_config(sweep={"seed": (0, 1), "model": {"hidden": ((5,), (8,))}})
     some["engine"]["pad_widths"] = "on"
     some["measure"] = {"every_epochs": EVERY, "names": (*AS_IN_CURVE, "own")}
@@ -342,7 +338,8 @@ def refusing(monkeypatch):
     def refuse(subject):
         raise UserError("no such thing for this network")
 
-    monkeypatch.setitem(measures.MEASURES, "param_norm", refuse)
+    (family,) = (own for own in measures.FAMILIES.values() if "param_norm" in own)
+    monkeypatch.setitem(family, "param_norm", refuse)
 
 
 def test_what_cannot_be_measured_is_refused_by_its_name(refusing, make_config):

@@ -6,7 +6,7 @@ A new measure is a pure function of a `Subject` that gives one number, and one e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -42,13 +42,31 @@ FAMILIES: dict[str, dict[str, Measure]] = {
     "flatness": flatness.MEASURES,
     "curvature": curvature.MEASURES,
 }
-MEASURES: dict[str, Measure] = {k: v for family in FAMILIES.values() for k, v in family.items()}
+
+
+class _Every(Mapping[str, Measure]):
+    """The measures of all families, also of those that a user has added."""
+
+    def __getitem__(self, name: str) -> Measure:
+        for family in FAMILIES.values():
+            if name in family:
+                return family[name]
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for family in FAMILIES.values() for name in family)
+
+    def __len__(self) -> int:
+        return sum(map(len, FAMILIES.values()))
+
+
+MEASURES = _Every()
 # Names of several families and measures. What is not in "one_pass" draws random numbers and goes
 # over the images hundreds to thousands of times; "paper" is what the report's figures show.
 _ONE_PASS = ("margins", "norms", "paths", "complexity", "jiang")
 _CURVES = ("pac_bayes_kl[", "expected_sharpness[", "pac_bayes_kl_at_0.05")
 GROUPS: dict[str, tuple[str, ...]] = {
-    "all": tuple(FAMILIES),
+    "all": tuple(FAMILIES),  # With those that are added.
     "one_pass": _ONE_PASS,
     "paper": (
         *_ONE_PASS,
@@ -74,7 +92,7 @@ def select(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
                 f"there is no measure {name!r}{suggest(name, known)}; there are the families "
                 f"{', '.join(FAMILIES)}, and the groups {', '.join(GROUPS)}; see --list"
             )
-        for part in GROUPS.get(name, (name,)):
+        for part in FAMILIES if name == "all" else GROUPS.get(name, (name,)):
             asked |= dict.fromkeys(FAMILIES.get(part, (part,)))
     chosen = {f: tuple(n for n in own if n in asked) for f, own in FAMILIES.items()}
     return {family: own for family, own in chosen.items() if own}
