@@ -3,9 +3,11 @@
 python -m launch.measure --workdir=runs/quickstart
 """
 
+from pathlib import Path
+
 from absl import flags
 
-from rethink_jax import cli
+from rethink_jax import cli, remote
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder that a sweep wrote")
 _MEASURES = flags.DEFINE_list(
@@ -19,8 +21,7 @@ _LIST = flags.DEFINE_bool("list", False, "name every measure, and compute nothin
 
 
 def main() -> int:
-    from rethink_jax import measures, measuring
-    from rethink_jax.progress import Counter
+    from rethink_jax import measures
 
     if _LIST.value:
         for family, names in measures.FAMILIES.items():
@@ -30,8 +31,16 @@ def main() -> int:
         return cli.EXIT_OK
     if not _WORKDIR.value:
         raise cli.UserError("--workdir is missing: name the folder that the sweep wrote")
+    with remote.folder_of(_WORKDIR.value, everything=True) as workdir:
+        return _measure(workdir)
+
+
+def _measure(workdir: Path) -> int:
+    from rethink_jax import measuring
+    from rethink_jax.progress import Counter
+
     counter = Counter("networks by family")
-    work = measuring.Measuring(_WORKDIR.value, _MEASURES.value, _TRIALS.value, counter)
+    work = measuring.Measuring(workdir, _MEASURES.value, _TRIALS.value, counter)
     if _TIME_EACH.value:
         print(f"{'measure':34}{'compile s':>10}{'s/network':>11}")
         for name, compiling, seconds in work.seconds_each():

@@ -5,13 +5,14 @@ python -m launch.report --workdir=runs/quickstart
 
 from absl import flags
 
-from rethink_jax import cli, report
+from rethink_jax import cli, remote, report
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder that a sweep wrote")
 
 
 def main() -> int:
-    result = report.build(_WORKDIR.value)
+    with remote.folder_of(_WORKDIR.value, everything=True) as workdir:
+        result = report.build(workdir)
     print("\n".join(result.summary))
     print(f"report: {result.page.absolute()}")
     return cli.EXIT_OK

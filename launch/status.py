@@ -7,7 +7,7 @@ import json
 
 from absl import flags
 
-from rethink_jax import cli, status
+from rethink_jax import cli, remote, status
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder that a sweep writes")
 _WATCH = flags.DEFINE_bool("watch", False, "again and again, while any process is running")
@@ -15,13 +15,14 @@ _JSON = flags.DEFINE_bool("json", False, "as JSON, with every running and failed
 
 
 def main() -> int:
-    view = status.View(_WORKDIR.value)
-    if _WATCH.value:
-        status.watch(view)
-    elif _JSON.value:
-        print(json.dumps(view.read().to_json(), indent=1))
-    else:
-        print(status.text(view.read()))
+    with remote.folder_of(_WORKDIR.value) as workdir:
+        view = status.View(workdir)
+        if _WATCH.value:
+            status.watch(view)
+        elif _JSON.value:
+            print(json.dumps(view.read().to_json(), indent=1))
+        else:
+            print(status.text(view.read()))
     return cli.EXIT_OK
 
 

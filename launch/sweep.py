@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from rethink_jax import cli
+from rethink_jax import cli, remote
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "the experiment: configs/NAME.py, or configs/NAME.py:quick"
@@ -54,10 +54,12 @@ def main() -> int:
         )
     if not _WORKDIR.value and not _PLAN.value:
         raise cli.UserError("--workdir is missing: name the folder for the results")
-    workdir = Path(_WORKDIR.value) if _WORKDIR.value else None
-    if _EXECUTOR.value == "local" or _PLAN.value:
-        return _here(workdir)
-    return _by_workers(workdir)
+    if not _WORKDIR.value:
+        return _here(None)
+    with remote.folder_of(_WORKDIR.value) as workdir:
+        if _EXECUTOR.value == "local" or _PLAN.value:
+            return _here(workdir)
+        return _by_workers(workdir)
 
 
 def _here(workdir: Path | None) -> int:

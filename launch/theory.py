@@ -9,7 +9,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from rethink_jax import cli
+from rethink_jax import cli, remote
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "the experiment: configs/NAME.py, or configs/NAME.py:quick"
@@ -27,8 +27,9 @@ def main() -> int:
     for flag, example in ((_CONFIG, "configs/theorem1.py"), (_WORKDIR, "runs/theorem1")):
         if not flag.value:
             raise cli.UserError(f"--{flag.name} is missing: name it, as in --{flag.name}={example}")
-    for text in cases.run(_CONFIG.value, _WORKDIR.value, sys.argv):
-        print(text, flush=True)
+    with remote.folder_of(_WORKDIR.value) as workdir:
+        for text in cases.run(_CONFIG.value, workdir, sys.argv):
+            print(text, flush=True)
     return cli.EXIT_OK
 
 
