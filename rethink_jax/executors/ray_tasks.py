@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ class RayTasks:
                 "--executor=ray needs ray; install it with: pip install 'rethink_jax[ray]'"
             ) from error
         self._ray, self._command = ray, command
+        _check_address(address)
         try:
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -66,6 +69,20 @@ class RayTasks:
 
     def close(self) -> None:
         self._ray.shutdown()
+
+
+def _check_address(address: str | None) -> None:
+    """Raises UserError if nobody listens there; Ray itself would wait for minutes."""
+    found = re.fullmatch(r"([^:/]+):(\d+)", address or "")
+    if not found:
+        return
+    try:
+        socket.create_connection((found[1], int(found[2])), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"--ray_address={address}: {error}; start a cluster with: ray start --head, or leave "
+            "the address out"
+        ) from error
 
 
 class _Task:

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,8 +23,8 @@ GIVEN = [
 ]  # fmt: skip
 
 
-def start(workdir, *more):
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+def start(workdir, *more, **environment):
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"} | environment
     command = [sys.executable, "-m", "launch.sweep", *GIVEN, f"--workdir={workdir}", *more]
     return subprocess.Popen(
         command, cwd=REPO, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -37,6 +38,12 @@ def results(workdir):
         result = json.loads(path.read_text())
         found[path.parent.name] = (result["epochs"], result["final"], result["status"])
     return found
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +116,40 @@ def test_a_mistake_is_said_in_one_line(tmp_path):
     process = start(tmp_path, "--executor=processes", "--workers=1", "--shard=0/2")
     said = process.communicate(timeout=100)[0]
     assert process.returncode == 2 and "two ways to split a sweep" in said
+
+
+def test_processes_of_jax_distributed_run_their_parts_on_their_own_devices(tmp_path, alone):
+    address = f"127.0.0.1:{free_port()}"
+    both = [
+        start(
+            tmp_path,
+            "--distributed",
+            JAX_COORDINATOR_ADDRESS=address,
+            JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(i),
+        )
+        for i in range(2)
+    ]
+    for i, process in enumerate(both):
+        said = process.communicate(timeout=250)[0]
+        assert process.returncode == 0, said
+        assert f"slice {i}/2 of 14 trials: 7 trials" in said
+    assert results(tmp_path) == alone
+    for trial_id in alone:  # Every network was written by the process that trained it.
+        assert rethink_jax.load_trial(tmp_path, trial_id).variables["params"]
+
+
+def test_no_processes_to_join(tmp_path):
+    process = start(tmp_path, "--distributed")
+    said = process.communicate(timeout=100)[0]
+    assert process.returncode == 2
+    assert said.startswith("error: --distributed: ") and "JAX_COORDINATOR_ADDRESS" in said
+
+
+def test_no_cluster_of_ray(tmp_path):
+    pytest.importorskip("ray")
+    process = start(tmp_path, "--executor=ray", f"--ray_address=127.0.0.1:{free_port()}")
+    said = process.communicate(timeout=200)[0]
+    assert process.returncode == 2
+    (line,) = [text for text in said.splitlines() if text.startswith("error: ")]
+    assert "--ray_address=127.0.0.1" in line and "ray start --head" in line
