@@ -23,7 +23,7 @@ _PATCHES = "patches"
 # What is tried on training images that are held out: so many at most to fit, and to validate.
 _FITTED, _VALIDATED = 10_000, 5_000
 _BANDWIDTHS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
-_RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+_RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 FIELDS = cases.IMAGES | cases.LABELS | {
     "features": Field(

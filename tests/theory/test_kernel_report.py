@@ -170,7 +170,7 @@ def test_the_ridge_of_patches_is_the_best_on_images_held_out(run_case, digits):
     record, _ = run_case("kernel", data="cifar10", features="patches", filters=20, ridge=None)
     machine = record["found"]["machine"]
     errors = machine["validation error by ridge"]
-    assert list(errors) == ["1e-06", "1e-05", "0.0001", "0.001", "0.01", "0.1"]
+    assert list(errors) == ["1e-06", "1e-05", "0.0001", "0.001", "0.01", "0.1", "1"]
     assert errors[f"{machine['ridge by mean diagonal']:g}"] == min(errors.values())
     patches = features.Patches(digits.train_images, 20, seed=0)
     gram = features.patch_matrices(patches, digits.train_images, digits.test_images)[0].values
