@@ -364,8 +364,7 @@ def _on_papers_cifar10(trial: Fields) -> bool:
     """Whether a trial sees all of CIFAR-10 as the paper's networks did (Appendix A)."""
     return (
         trial["data.name"] == "cifar10"
-        and _get(trial, "data.num_train") is None
-        and _get(trial, "data.classes") is None
+        and all(_get(trial, f"data.{f}") is None for f in ("num_train", "classes", "replaced"))
         and _get(trial, "preprocess.crop_size") == 28
         and _get(trial, "preprocess.normalize") == "per_image"
     )

@@ -97,6 +97,8 @@ FREE = ("seed", "batch_size", "matmul_precision", "compute_dtype", "data.balance
 OTHERWISE = {
     "data.name": "mnist",
     "data.num_train": 1000,
+    "data.classes": "0,1",
+    "data.replaced": 3,
     "corruption.label_prob": 0.5,
     "corruption.pixels": "gaussian",
     "preprocess.crop_size": 24,

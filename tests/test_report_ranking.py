@@ -379,7 +379,7 @@ def test_measures_are_read_by_the_names_of_the_columns(tmp_path):
     assert list(found.index) == ["000000000001", "12e456789012"]
     np.testing.assert_array_equal(found, [[2.5, np.nan], [np.nan, 4]])
     (tmp_path / "measures.csv").write_text("trial_id,value\n1,2\n")
-    with pytest.raises(UserError, match="not a table of measures, it has no column 'measure'"):
+    with pytest.raises(UserError, match=r"measures\.csv is damaged, it has no column 'measure'"):
         records.load_measures(tmp_path)
 
 
