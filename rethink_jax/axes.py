@@ -51,6 +51,31 @@ def assignments(
         yield merged
 
 
+def in_all(sweep: dict[str, Any]) -> set[str]:
+    """The fields that every combination sets, so that their value in the base decides nothing.
+
+    Of a sweep that is wrong, none: what is wrong is said where it is expanded.
+    """
+    try:
+        names = [set(a) for a in assignments(sweep, _Everything())]
+    except UserError:
+        return set()
+    return set.intersection(*names) if names else set()
+
+
+class _Everything(Collection[str]):
+    """Any name may be an axis."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
 def _section(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(

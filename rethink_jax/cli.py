@@ -10,12 +10,12 @@ import re
 import runpy
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags
 
-from rethink_jax import devices
-from rethink_jax.schema import UserError, suggest
+from rethink_jax import axes, devices
+from rethink_jax.schema import UserError, plain, suggest
 
 EXIT_OK, EXIT_USER, EXIT_FAILED, EXIT_INTERRUPTED = 0, 2, 3, 75
 
@@ -79,8 +79,24 @@ def _parse_flags(known_fields: Callable[[], list[str]]) -> None:
     except Exception as error:
         wrong = _unknown_override(sys.argv, error, known_fields())
         raise UserError(wrong or f"the config cannot be read: {_one_line(error)}") from error
+    if "config" in flags.FLAGS and flags.FLAGS["config"].present:
+        _refuse_hidden(sys.argv, plain(flags.FLAGS["config"].value))
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
+
+
+def _refuse_hidden(argv: Sequence[str], config: dict[str, Any]) -> None:
+    """Raises UserError for --config.trial.NAME where the sweep sets the field in every trial."""
+    sweep = config.get("sweep")
+    hidden = axes.in_all(sweep) if isinstance(sweep, dict) else set()
+    for argument in argv:
+        found = re.fullmatch(r"--?config\.trial\.([^=]*)(=.*)?", argument, re.DOTALL)
+        if found and (found[1] in hidden or ("model" in hidden and found[1][:6] == "model.")):
+            raise UserError(
+                f"--config.trial.{found[1]} decides nothing: config.sweep sets this field in every "
+                f"trial; set --config.sweep.{found[1]}, or take the axis away with "
+                f"--config.sweep.{found[1]}=()"
+            )
 
 
 def _run_own(file: str) -> None:

@@ -121,6 +121,16 @@ MISTAKES = {
         "sweep", ("--config=configs/quickstart.py",), ("--workdir is missing",)
     ),
     "unknown_flag": Mistake("sweep", quick("--wrkdir=x"), ("wrkdir", "Did you mean: workdir")),
+    "hidden_by_an_axis": Mistake(
+        "sweep",
+        quick("--config.trial.seed=5"),
+        ("--config.trial.seed decides nothing", "--config.sweep.seed=()"),
+    ),
+    "hidden_by_an_axis_of_theory": Mistake(
+        "theory",
+        ["--config=configs/theorem1.py:quick", "--workdir={tmp}/new", "--config.trial.labels=true"],
+        ("--config.trial.labels decides nothing",),
+    ),
     "shard_beyond_the_last": Mistake(
         "sweep", quick("--shard=4/4"), ("'4/4'", "0 <= i < n", "--shard=3/4")
     ),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from ml_collections import config_dict
 
-from rethink_jax import default_config, models, trials
+from rethink_jax import axes, default_config, models, trials
 from rethink_jax.schema import UserError, flatten, nest
 from rethink_jax.trials import FIELDS, TRACED
 
@@ -752,3 +752,20 @@ def test_a_pattern_that_is_no_regular_expression_is_refused():
     message = error_of(trials.resolve, {"optimizer": {"decay_params": "(kernel"}})
     assert "(kernel" in message
     assert "kernel" in message
+
+
+@pytest.mark.parametrize(
+    ("sweep", "hidden"),
+    [
+        ({}, set()),
+        ({"seed": (0, 1), "batch_size": ()}, {"seed"}),
+        ({"optimizer": {"momentum": (0.1,)}}, {"optimizer.momentum"}),
+        ({"zipped": {"a": {"seed": (0,), "batch_size": (1,)}}}, {"seed", "batch_size"}),
+        ({"union": {"a": {"seed": (0,)}, "b": {"batch_size": (1,)}}}, set()),
+        ({"union": {"a": {"seed": (0,), "batch_size": (1,)}, "b": {"seed": (1,)}}}, {"seed"}),
+        ({"seed": 3}, set()),
+    ],
+)
+def test_what_an_axis_hides(sweep, hidden):
+    """A value in the base config that no trial has."""
+    assert axes.in_all(sweep) == hidden
