@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import socket
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -126,6 +127,7 @@ def of_process() -> Slice:
     """
     import jax
 
+    _check_port(os.environ)
     known = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     given = {k.removeprefix("JAX_").lower(): int(os.environ[k]) for k in known if k in os.environ}
     try:
@@ -140,6 +142,21 @@ def of_process() -> Slice:
     # write for all, and all wait for all at each checkpoint.
     jax.process_index, jax.process_count = lambda *_: 0, lambda *_: 1
     return part
+
+
+def _check_port(environ: Mapping[str, str]) -> None:
+    """Raises UserError if the first process cannot listen where it should; jax would crash."""
+    address = environ.get("JAX_COORDINATOR_ADDRESS", "")
+    port = address.rpartition(":")[2]
+    if environ.get("JAX_PROCESS_ID") != "0" or not port.isdigit():
+        return
+    try:
+        socket.create_server(("", int(port))).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"--distributed: JAX_COORDINATOR_ADDRESS is {address}, and this process cannot listen "
+            f"there ({error}); name another port"
+        ) from error
 
 
 def own(groups: Sequence[Group], part: Slice) -> list[Group]:

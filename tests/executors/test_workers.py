@@ -153,3 +153,16 @@ def test_no_cluster_of_ray(tmp_path):
     assert process.returncode == 2
     (line,) = [text for text in said.splitlines() if text.startswith("error: ")]
     assert "--ray_address=127.0.0.1" in line and "ray start --head" in line
+
+
+def test_a_port_that_is_in_use(tmp_path):
+    with socket.create_server(("", 0)) as one:
+        address = f"127.0.0.1:{one.getsockname()[1]}"
+        process = start(
+            tmp_path, "--distributed", JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID="0",
+        )  # fmt: skip
+        said = process.communicate(timeout=100)[0]
+    assert process.returncode == 2
+    assert said.startswith(f"error: --distributed: JAX_COORDINATOR_ADDRESS is {address}")
+    assert "name another port" in said and said.count("\n") == 1
