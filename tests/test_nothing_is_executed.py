@@ -86,7 +86,9 @@ def test_no_code_of_the_project_executes_what_it_reads():
         for path in SOURCES
         for line, what in dangers(path.read_text())
     ]
-    assert found == []
+    # The one exception is a file that the user names for it, with --own.
+    (own,) = found
+    assert own.startswith("rethink_jax/cli.py:") and own.endswith("runpy.run_path")
 
 
 # --- the page -------------------------------------------------------------------------------------
