@@ -22,7 +22,7 @@ def get_config(mode="full"):
     config.trial.batch_size = 32
     config.trial.model.hidden = (512,)
     config.trial.stop.max_epochs = {epochs}
-    config.trial.stop.when_fitted = "continue"
+    config.trial.stop.when_fitted = False
     config.engine.tuning = "off"
     config.sweep.seed = tuple(range({trials}))
     return config

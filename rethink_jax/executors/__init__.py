@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -211,6 +212,16 @@ def _mistake(log: Path) -> str:
     lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
     said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return said[-1] if said else f"a worker refused to run; its last words are in {log}"
+
+
+def devices_of(cores: int) -> dict[str, str]:
+    """The environment of a worker that makes each of so many cores a device of its own.
+
+    What this process has set is for all of its own cores.
+    """
+    count = "--xla_force_host_platform_device_count"
+    others = re.sub(rf"{count}=\d+", "", os.environ.get("XLA_FLAGS", ""))
+    return {"XLA_FLAGS": f"{others} {count}={cores}".strip()}
 
 
 class Process:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 
-from rethink_jax.executors import Command, Process
+from rethink_jax.executors import Command, Process, devices_of
 from rethink_jax.schema import UserError
 
 
@@ -32,10 +32,10 @@ class Processes:
         self._cores = [cores[i::num_workers] for i in range(num_workers)]
 
     def start(self, shard: str, place: int) -> Process:
-        gpus = self._gpus[place]
+        gpus, cores = self._gpus[place], self._cores[place]
         env = {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
-        command, log = self._command.of(shard), self._command.log(shard)
-        return Process(command, log, env, self._cores[place])
+        env |= devices_of(len(cores)) if cores else {}
+        return Process(self._command.of(shard), self._command.log(shard), env, cores)
 
     def close(self) -> None:
         pass

@@ -9,7 +9,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from rethink_jax.executors import Command, Process
+from rethink_jax.executors import Command, Process, devices_of
 from rethink_jax.schema import UserError, first_line
 
 
@@ -107,10 +107,8 @@ def _run(command: list[str], log: str, folder: str, cores: int) -> int:
 
     cores: devices that it makes of the CPU; 0: as it would
     """
-    flags = os.environ.get("XLA_FLAGS", "")
-    if cores:  # Ray counts them, and leaves it to the task to take no more.
-        flags += f" --xla_force_host_platform_device_count={cores}"
-    process = Process(command, Path(log), {"XLA_FLAGS": flags.strip()}, folder=folder)
+    # Ray counts them, and leaves it to the task to take no more.
+    process = Process(command, Path(log), devices_of(cores) if cores else {}, folder=folder)
     try:
         return process.wait()
     except KeyboardInterrupt:

@@ -127,3 +127,10 @@ def test_gpus_are_shared_out(monkeypatch):
 def test_negative_numbers(field):
     with pytest.raises(UserError, match=f"--{field} is -1"):
         executors.How(**{field: -1})
+
+
+def test_a_worker_has_a_device_for_each_of_its_own_cores(monkeypatch):
+    """Not for each core of the process that begins it."""
+    count = "--xla_force_host_platform_device_count"
+    monkeypatch.setenv("XLA_FLAGS", f"--a=1 {count}=16 --b=2")
+    assert executors.devices_of(3)["XLA_FLAGS"].split() == ["--a=1", "--b=2", f"{count}=3"]
