@@ -30,6 +30,9 @@ _NETWORKS = re.compile(r"trials/[^/]+/network/|report/|logs/")
 _CHECKPOINTS = re.compile(r"groups/")
 # What other machines change. All else is written once, or by one machine.
 _CHANGING = re.compile(r"claims/|trials\.csv$|measures\.csv$")
+# What a sweep removes. Nothing else ever follows a removal: a folder that is cleaned up, or a
+# listing that fails, is to cost no result on the other side.
+_REMOVED = re.compile(r"claims/|groups/|trials/[^/]+/failed\.json$")
 
 
 def is_url(workdir: str) -> bool:
@@ -40,6 +43,9 @@ def is_url(workdir: str) -> bool:
 @contextlib.contextmanager
 def folder_of(workdir: str, everything: bool = False) -> Iterator[Path]:
     """The folder of a workdir; what is written there is in the storage when the context is left.
+
+    What is in this machine's folder and not in the storage is sent there: to begin anew, remove
+    both.
 
     Args:
       workdir: a path, or a URL
@@ -101,7 +107,8 @@ class Mirror:
                 for name, version in there.items():
                     if not any(r.match(name) for r in passed):
                         self._fetch_if_needed(name, version)
-                for name in [n for n, (_, seen) in self._same.items() if seen and n not in there]:
+                gone = [n for n, (_, seen) in self._same.items() if seen and n not in there]
+                for name in filter(_REMOVED.match, gone):
                     (self.folder / name).unlink(missing_ok=True)
                     del self._same[name]
         except Exception as error:  # Every storage has errors of its own.
@@ -159,7 +166,7 @@ class Mirror:
                     if name not in self._same or self._same[name][0] != version:
                         self._send_one(name)
                         self._same[name] = version, self._seen(name)
-            for name in self._same.keys() - set(names):
+            for name in filter(_REMOVED.match, self._same.keys() - set(names)):
                 with contextlib.suppress(FileNotFoundError):
                     self._storage.rm_file(f"{self._root}/{name}")
                 del self._same[name]

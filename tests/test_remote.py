@@ -74,6 +74,29 @@ def test_what_others_change_or_remove_is_followed(tmp_path, store):
     assert files(one.folder) == {"claims/0of2.json": "taken over"}
 
 
+def test_a_folder_that_is_cleaned_up_costs_nothing_that_is_stored(tmp_path, store):
+    one = mirror(tmp_path / "one")
+    kept = ("run.json", "trials/a/result.json", "trials/a/network/d", "trials.csv")
+    removed = ("claims/0of1.json", "groups/g/1/state", "trials/b/failed.json")
+    for name in (*kept, *removed):
+        write(one.folder, name, "x")
+    one.send()
+    shutil.rmtree(one.folder)
+    one.send()
+    assert {p.removeprefix("/bucket/w/") for p in store.find("/bucket/w")} == set(kept)
+
+
+def test_a_listing_that_lacks_files_costs_nothing_that_is_here(tmp_path, store):
+    one = mirror(tmp_path / "one")
+    for name in ("run.json", "trials/a/result.json", "claims/0of1.json"):
+        write(one.folder, name, "x")
+    one.send()
+    one.fetch()
+    store.rm("/bucket", recursive=True)
+    one.fetch()
+    assert set(files(one.folder)) == {"run.json", "trials/a/result.json"}
+
+
 def test_nothing_unfinished_is_sent_and_a_result_comes_last(tmp_path, store, monkeypatch):
     one, sent = mirror(tmp_path), []
     real = one._send_one

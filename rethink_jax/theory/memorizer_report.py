@@ -94,7 +94,7 @@ def _config(
     trial.corruption.label_prob = {"random": 1.0, "true": 0.0}[labels]
     trial.batch_size = min(32, num_train or 32)
     trial.model.hidden = (hidden or 1,)
-    # With 0.01 it often stays below 100% on random labels (BUILD_NOTES.md).
+    # With 0.01 it stayed below 100% on random labels (BUILD_NOTES.md).
     trial.optimizer.learning_rate, trial.optimizer.lr_decay = 0.003, 1.0
     trial.stop.train_accuracy, trial.stop.max_epochs = 1.0, _MOST_EPOCHS
     return config
