@@ -120,8 +120,8 @@ def test_a_process_with_the_same_number_is_another_one(tmp_path):
     claim = take(tmp_path)
     stored = facts(tmp_path) | {"start": "1"}
     claim.path.write_text(json.dumps(stored))
-    with take(tmp_path):
-        pass
+    with take(tmp_path) as again:
+        assert again.path != claim.path and not again.lost
 
 
 def test_another_machine_is_watched(tmp_path, other_machine):

@@ -45,7 +45,8 @@ def run(
       UserError: no such executor, or not as many cores or GPUs.
     """
     gpus = processes.visible_gpus()
-    places = gpus or sorted(os.sched_getaffinity(0))
+    if not (places := gpus or processes.available_cores()):
+        raise UserError("--executors needs GPUs, or a system that ties processes to cores")
     known = [name for name in EXECUTORS if name != "local"]
     for name in names:
         if name not in known:

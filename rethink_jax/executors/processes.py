@@ -19,7 +19,7 @@ class Processes:
     def __init__(self, command: Command, num_workers: int):
         self._command = command
         gpus = visible_gpus()
-        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        cores = available_cores()
         what, there = ("GPUs", gpus) if gpus else ("cores", cores)
         if there and num_workers > len(there):
             raise UserError(
@@ -39,6 +39,11 @@ class Processes:
 
     def close(self) -> None:
         pass
+
+
+def available_cores() -> list[int]:
+    """The cores that this process may use; none where a process cannot be tied to some."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 def num_devices() -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from rethink_jax import executors
+from rethink_jax.bench import scaling
 from rethink_jax.executors import Command, processes
 from rethink_jax.schema import UserError
 
@@ -134,3 +135,28 @@ def test_a_worker_has_a_device_for_each_of_its_own_cores(monkeypatch):
     count = "--xla_force_host_platform_device_count"
     monkeypatch.setenv("XLA_FLAGS", f"--a=1 {count}=16 --b=2")
     assert executors.devices_of(3)["XLA_FLAGS"].split() == ["--a=1", "--b=2", f"{count}=3"]
+
+
+def test_scaling_is_by_the_first_count_and_without_the_first_run(monkeypatch):
+    """The first run of each executor compiles; every worker has a core of its own."""
+    monkeypatch.setattr(processes, "visible_gpus", list)
+    monkeypatch.setattr(processes, "available_cores", lambda: [4, 5, 6, 7])
+    calls, lines = [], []
+
+    def timed(name, count, places, gpus, workdir, environment):
+        calls.append((name, count, tuple(places)))
+        seconds = 100.0 if len(calls) in (1, 4) else 12.0 / count
+        return {"executor": name, "workers": count, "seconds": seconds, "command_seconds": seconds}
+
+    monkeypatch.setattr(scaling, "_timed", timed)
+    rows = scaling.run(["processes", "ray"], [1, 3], {}, lines.append)
+    assert calls[:3] == [
+        ("processes", 1, (4,)), ("processes", 1, (4,)), ("processes", 3, (4, 5, 6))
+    ]  # fmt: skip
+    assert [(r["executor"], r["workers"], r["speedup"]) for r in rows] == [
+        ("processes", 1, 1), ("processes", 3, 3), ("ray", 1, 1), ("ray", 3, 3)
+    ]  # fmt: skip
+    assert len(lines) == 1 + len(rows)
+    for wrong in ([5], [0]):
+        with pytest.raises(UserError, match="there are 4 cores; take 1 to 4"):
+            scaling.run(["processes"], wrong, {}, lines.append)
