@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import re
 import shutil
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +25,19 @@ from rethink_jax.trials import FIELDS
 # threads, can delete each other's unfinished folders (seen with 0.12.8). Leaving the context of a
 # checkpointer waits for its save, so each is done before the next begins.
 _ONE_SAVE = threading.Lock()
+
+
+@contextlib.contextmanager
+def _saving() -> Iterator[None]:
+    """One save at a time. Raises OSError for what the file system refuses."""
+    with _ONE_SAVE:
+        try:
+            yield
+        # The storage under orbax has an error of its own for it, with the system's number within.
+        except ValueError as error:
+            if found := re.search(r"os_error_code='(\d+)'", str(error)):
+                raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+            raise
 
 
 class GroupCheckpoint:
@@ -44,7 +61,7 @@ class GroupCheckpoint:
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state_L), meta=ocp.args.JsonSave(meta)
         )
-        with _ONE_SAVE:
+        with _saving():
             self._manager.save(step, args=items)
 
     def restore(
@@ -86,7 +103,7 @@ class GroupCheckpoint:
 
 def save_network(folder: Path, variables: dict[str, Any]) -> None:
     """Writes one finished network: params, and what else the model keeps (batch statistics)."""
-    with _ONE_SAVE, ocp.StandardCheckpointer() as checkpointer:
+    with _saving(), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder.absolute(), variables, force=True)
 
 

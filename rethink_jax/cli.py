@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 import runpy
 import sys
@@ -13,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from absl import app, flags
+from absl import logging as absl_logging
 
 from rethink_jax import axes, devices
 from rethink_jax.schema import UserError, plain, suggest
@@ -38,6 +41,9 @@ def run(
     """
     devices.setup()
     app.define_help_flags()
+    debug = any(re.fullmatch(r"--?debug(=(true|1))?", a, re.IGNORECASE) for a in sys.argv)
+    if not debug:
+        _quiet_orbax()
     try:
         _parse_flags(known_fields or _fields_of_a_sweep)
         for name, why in flags_needed.items():
@@ -47,7 +53,7 @@ def run(
             _run_own(flags.FLAGS.own)
         code = main()
     except UserError as error:
-        if any(re.fullmatch(r"--?debug(=(true|1))?", a, re.IGNORECASE) for a in sys.argv):
+        if debug:
             raise
         # A name that a user gave may have a newline in it.
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
@@ -56,6 +62,25 @@ def run(
         print("stopped without saving", file=sys.stderr)
         code = EXIT_INTERRUPTED
     sys.exit(code)
+
+
+def _quiet_orbax() -> None:
+    """Keeps back what orbax prints beside the errors that it raises, which are said in one line.
+
+    On a full disk that would be hundreds of lines, from several of its threads.
+    """
+    absl_logging.get_absl_logger().addFilter(_is_not_of_orbax)
+    sys.unraisablehook = _show_unless_late
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+def _show_unless_late(unraisable: Any) -> None:
+    # From threads of its storage, which still work for an event loop that has ended by then.
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _parse_flags(known_fields: Callable[[], list[str]]) -> None:

@@ -1,7 +1,7 @@
 """What the commands that ran in a workdir left of themselves, without a file that two write.
 
 run.json                          the experiment as the first command had it; written once
-runs/<time>_<slice>_<pid>_<>.json  one command: when, what, by which code, versions and devices
+runs/<number>_<slice>_<pid>_<>.json  one command: when, what, by which code, versions, devices
 choices/widths.<number>.json      which networks are padded to which; each adds to those before
 choices/<group>.<device>.json     what a group runs with on one kind of device
 
@@ -11,7 +11,6 @@ What is chosen is written once: of several processes, the first one decides for 
 from __future__ import annotations
 
 import contextlib
-import datetime
 import json
 import os
 import re
@@ -96,7 +95,7 @@ class History:
             return None
         began_with, fixed = {k: head[k] for k in ("config", "config_sha256")}, head["fixed_fields"]
         runs = []
-        for path in sorted((self._path / "runs").glob("*.json")):
+        for path in sorted((self._path / "runs").glob("*.json"), key=lambda p: (_number(p), p)):
             run = _read(path)
             head |= {k: run.pop(k, began_with[k]) for k in began_with}
             head["data"] |= run.pop("data", {})
@@ -119,10 +118,13 @@ class History:
         Args:
           facts: with what differs from run.json: config, config_sha256, fixed_fields, data.
         """
-        (self._path / "runs").mkdir(exist_ok=True)
-        time = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S.%f")
-        name = f"{time}_{slice_name}_{os.getpid()}_{secrets.token_hex(2)}.json"
-        return Run(self._path / "runs" / name, facts)
+        folder = self._path / "runs"
+        folder.mkdir(exist_ok=True)
+        # By what is there and no clock, which may differ or go back; two at once may have one
+        # number, and neither was before the other.
+        number = 1 + max(map(_number, folder.glob("*.json")), default=0)
+        name = f"{number:06}_{slice_name}_{os.getpid()}_{secrets.token_hex(2)}.json"
+        return Run(folder / name, facts)
 
     # --- what is chosen ---------------------------------------------------------------------------
 
@@ -163,6 +165,12 @@ class History:
     def _choices_path(self, group_id: str, device: str) -> Path:
         name = re.sub(r"[^A-Za-z0-9]+", "-", device).strip("-").lower()
         return self._path / "choices" / f"{group_id}.{name}.json"
+
+
+def _number(run: Path) -> int:
+    """Where a run stands among the others."""
+    found = re.match(r"\d+", run.name)
+    return int(found[0]) if found else 0
 
 
 def _json(value: Any) -> str:
