@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -26,6 +27,10 @@ from rethink_jax.trials import FIELDS
 # checkpointer waits for its save, so each is done before the next begins.
 _ONE_SAVE = threading.Lock()
 
+# Else, where a folder cannot be made, threads wait for it for twenty minutes, and the process for
+# them (0.12.8).
+_IN_ORDER = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+
 
 @contextlib.contextmanager
 def _saving() -> Iterator[None]:
@@ -35,8 +40,10 @@ def _saving() -> Iterator[None]:
             yield
         # The storage under orbax has an error of its own for it, with the system's number within.
         except ValueError as error:
-            if found := re.search(r"os_error_code='(\d+)'", str(error)):
-                raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+            found = re.search(r"os_error_code='(\d+)'", str(error))
+            gone = errno.ENOENT if str(error).startswith("NOT_FOUND") else None
+            if number := int(found[1]) if found else gone:
+                raise OSError(number, os.strerror(number)) from error
             raise
 
 
@@ -51,7 +58,10 @@ class GroupCheckpoint:
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=2, enable_async_checkpointing=False, cleanup_tmp_directories=True
+                max_to_keep=2,
+                enable_async_checkpointing=False,
+                async_options=_IN_ORDER,
+                cleanup_tmp_directories=True,
             ),
         )
 
@@ -103,7 +113,7 @@ class GroupCheckpoint:
 
 def save_network(folder: Path, variables: dict[str, Any]) -> None:
     """Writes one finished network: params, and what else the model keeps (batch statistics)."""
-    with _saving(), ocp.StandardCheckpointer() as checkpointer:
+    with _saving(), ocp.StandardCheckpointer(async_options=_IN_ORDER) as checkpointer:
         checkpointer.save(folder.absolute(), variables, force=True)
 
 
