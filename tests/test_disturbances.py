@@ -129,7 +129,7 @@ def test_the_workdir_vanishes(tmp_path, whole):
     await_results(process, tmp_path / "w")
     (tmp_path / "w").rename(tmp_path / "elsewhere")
     assert_refused(process, "No such file or directory")
-    assert not (tmp_path / "w").exists()
+    assert not (tmp_path / "w" / "run.json").exists()
     assert_goes_on(tmp_path / "elsewhere", whole)
 
 
