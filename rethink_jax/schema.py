@@ -121,9 +121,14 @@ class Field:
         return text + (" or None" if self.optional else "")
 
 
-def model_field(default: Any, doc: str, **kwargs: Any) -> Any:
-    """A dataclass field of a flax module that is also a config field `model.<name>`."""
-    field = Field(type(default), default, doc, **kwargs)
+def model_field(default: Any, doc: str, kind: type | None = None, **kwargs: Any) -> Any:
+    """A dataclass field of a flax module that is also a config field `model.<name>`.
+
+    Args:
+      kind, kwargs: as of `Field`; the kind of the default, if it has one. With optional=True the
+        default may be None.
+    """
+    field = Field(kind or type(default), default, doc, **kwargs)
     return dataclasses.field(default=default, metadata={"field": field})
 
 

@@ -16,6 +16,7 @@ from rethink_jax import (
     claims,
     header,
     measuring_along,
+    models,
     records,
     reuse,
     signals,
@@ -79,6 +80,8 @@ class Sweep:
         self.along: dict[Any, measuring_along.Plan] = {}
         for group in self.groups:
             spec = trial_inputs.make_spec(group.trials, self.dataset_of(group), 1)
+            name = spec.fields["model.name"]
+            models.check_output(name, spec.model, spec.input_shape, spec.num_classes)
             trial_inputs.check_decay(group.trials, spec)
             trial_inputs.check_replaced(group.trials, self.dataset_of(group))
             own, dataset = group.trials[0].static, self.dataset_of(group)
