@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 import os
 import re
@@ -89,6 +90,9 @@ def _parse_flags(known_fields: Callable[[], list[str]]) -> None:
     Raises:
       UserError: whatever is wrong with a flag, the config file or an override of it.
     """
+    given = sys.argv
+    # Where ml_collections looks for overrides, whatever it is given.
+    sys.argv, model_axes = _apart(given)
     try:
         rest = flags.FLAGS(sys.argv)
         if "config" in flags.FLAGS and flags.FLAGS["config"].present:
@@ -96,6 +100,7 @@ def _parse_flags(known_fields: Callable[[], list[str]]) -> None:
             config = flags.FLAGS["config"].value
             if not hasattr(config, "to_dict") and not isinstance(config, dict):
                 raise UserError(f"get_config of the config returns {config!r}, not a ConfigDict")
+            _set_model_axes(config, model_axes)
     except UserError:
         raise
     except flags.Error as error:
@@ -104,10 +109,49 @@ def _parse_flags(known_fields: Callable[[], list[str]]) -> None:
     except Exception as error:
         wrong = _unknown_override(sys.argv, error, known_fields())
         raise UserError(wrong or f"the config cannot be read: {_one_line(error)}") from error
+    finally:
+        sys.argv = given  # What was run, as it is recorded.
     if "config" in flags.FLAGS and flags.FLAGS["config"].present:
         _refuse_hidden(sys.argv, plain(flags.FLAGS["config"].value))
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
+
+
+def _apart(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The arguments, and apart from them --config.sweep.model[.FIELD]=TEXT, {FIELD or "": TEXT}.
+
+    ml_collections overrides only what a config has, and none has the fields of all networks.
+    """
+    pattern = re.compile(r"--?config\.sweep\.model(?:\.(\w+))?=(.*)", re.DOTALL)
+    found = {argument: pattern.fullmatch(argument) for argument in argv}
+    axes_over_models = {m[1] or "": m[2] for m in found.values() if m}
+    return [argument for argument in argv if not found[argument]], axes_over_models
+
+
+def _set_model_axes(config: Any, axes_over_models: dict[str, str]) -> None:
+    """Puts axes over networks and their fields into a config."""
+    for field, text in axes_over_models.items():
+        sweep = config.setdefault("sweep", {}) if isinstance(config, dict) else config.sweep
+        there = sweep.get("model") or {}
+        if field and isinstance(there, tuple | list):
+            raise UserError(
+                f"--config.sweep.model.{field}: config.sweep.model of this config names whole "
+                "networks; take them away with --config.sweep.model=() or write the axis there"
+            )
+        value = {**plain(there), field: _axis(text)} if field else _axis(text)
+        if isinstance(config, dict):
+            sweep["model"] = value
+        else:
+            with config.unlocked(), sweep.ignore_type():
+                sweep.model = value
+
+
+def _axis(text: str) -> Any:
+    """What a user writes for an axis: a tuple of values, or words with commas."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return tuple(word.strip(" '\"") for word in text.strip("() ").split(",") if word.strip())
 
 
 def _refuse_hidden(argv: Sequence[str], config: dict[str, Any]) -> None:
@@ -139,6 +183,9 @@ def _one_line(error: Exception) -> str:
     if len(lines) < 2:
         name = "" if isinstance(error, flags.Error) else f"{type(error).__name__}: "
         return name + (lines[0] if lines else "no message")
+    # What a config file says by itself needs no introduction.
+    if own := re.search(r"rethink_jax\.schema\.UserError: (.*)", lines[-1]):
+        return own[1]
     first = lines[0].removesuffix("Traceback (most recent call last):").rstrip()
     return " ".join(part for part in (first, lines[-1]) if part)
 
