@@ -9,6 +9,8 @@ from typing import Any
 
 from rethink_jax.schema import UserError, first_line
 
+# Of dicts and lists in one another. What is written has 8 at most; Python's JSON takes hundreds.
+_DEEPEST = 50
 _OF_A_HEADER = ("config", "config_sha256", "data", "fixed_fields")
 _OF_A_RESULT = ("trial_id", "status", "trial")
 AGAIN = "delete its folder and run the sweep again, which repeats this one trial"
@@ -21,9 +23,20 @@ def read_json(path: Path) -> Any:
       OSError: it is not there or cannot be read.   ValueError: it is no JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
-        raise ValueError("nested too deeply") from None
+        found = None
+    else:
+        if not _is_deeper(found, _DEEPEST):
+            return found
+    raise ValueError("nested too deeply")
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    below = value.values() if isinstance(value, dict) else value
+    return depth == 0 or any(_is_deeper(v, depth - 1) for v in below)
 
 
 def check_header(path: Path, header: dict[str, Any]) -> dict[str, Any]:

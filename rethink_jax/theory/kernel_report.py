@@ -14,7 +14,7 @@ from rethink_jax import header, memory, paper_kernels
 from rethink_jax.data.dataset import Dataset
 from rethink_jax.paper import Published
 from rethink_jax.schema import Field, UserError
-from rethink_jax.theory import cases, images, interpolation, kernels
+from rethink_jax.theory import cases, images, interpolation, kernels, promised
 from rethink_jax.theory import features as image_features
 from rethink_jax.theory.interpolation import Options, Solution
 from rethink_jax.theory.kernels import KernelMatrix
@@ -51,6 +51,24 @@ FIELDS = cases.IMAGES | cases.LABELS | {
         str, "auto", "of the direct solver's factor", choices=interpolation.PRECISIONS
     ),
     "rank": Field(int, 2000, "columns of the iterative solver's preconditioner", low=1),
+}  # fmt: skip
+
+_PAPERS = ({"value": promised.NUMBER, "where": promised.TEXT}, None)
+FOUND = {
+    "data": promised.DATA | {"labels": promised.TEXT},
+    "machine": {
+        "features": promised.TEXT, "kernel": promised.TEXT, "filters": promised.Maybe(promised.COUNT),
+        "bandwidth": promised.Maybe((promised.NUMBER, None)),
+        "ridge by mean diagonal": promised.NUMBER,
+        ...: (promised.NUMBER, promised.TEXT, None, {...: promised.NUMBER}),
+    },
+    "ours": {
+        "test error": promised.NUMBER, "norm of the solution": promised.NUMBER,
+        "residual": promised.NUMBER, "solver": promised.TEXT, "seconds": promised.NUMBER,
+        "MiB at most, of the process so far": promised.NUMBER,
+        ...: (promised.NUMBER, None),
+    },
+    "paper": {"test error": _PAPERS, "norm of the solution": _PAPERS, ...: _PAPERS},
 }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from rethink_jax.cli import EXIT_FAILED, EXIT_OK
 from rethink_jax.data import preprocess
 from rethink_jax.data.dataset import Dataset
 from rethink_jax.schema import Field, UserError
-from rethink_jax.theory import cases
+from rethink_jax.theory import cases, promised
 from rethink_jax.theory.memorizer import Memorizer, memorize
 
 _NORMS = ("log_product_frobenius", "log_product_spectral_exact")
@@ -31,7 +31,6 @@ _DEEPEST_MEASURED = 20
 _DIRECTIONS = 8
 _MOST_EPOCHS = 2000
 
-
 FIELDS = cases.IMAGES | {
     "labels": Field(
         str, "random", "of the training images; random: each redrawn uniformly",
@@ -41,6 +40,17 @@ FIELDS = cases.IMAGES | {
     "precision": Field(str, "float64", "of its arithmetic", choices=("float64", "float32")),
     "sgd": Field(int, 0, "hidden units of a network that SGD fits beside it; 0: none", low=0),
 }  # fmt: skip
+
+_NETWORK = {
+    "depth": promised.COUNT, "width": promised.COUNT, "weights": promised.COUNT,
+    "weights - (2n+d)": promised.Maybe(promised.COUNT), "labels reproduced": promised.NUMBER,
+    "test error": promised.NUMBER, ...: (promised.NUMBER, None),
+}  # fmt: skip
+FOUND = {
+    "data": promised.DATA | {"labels": promised.TEXT},
+    "memorizer": _NETWORK,
+    "sgd": promised.Maybe(_NETWORK),
+}
 
 
 def run(
