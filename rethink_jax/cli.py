@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import runpy
 import sys
@@ -14,7 +15,7 @@ from typing import Any, NoReturn
 
 from absl import app, flags
 
-from rethink_jax import axes, devices
+from rethink_jax import axes, devices, shown
 from rethink_jax.schema import UserError, plain, suggest
 
 EXIT_OK, EXIT_USER, EXIT_FAILED, EXIT_INTERRUPTED = 0, 2, 3, 75
@@ -37,6 +38,8 @@ def run(
       flags_needed: {flag name: what to say if it is not given}.
     """
     devices.setup()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # A name may have what the terminal has not.
+        sys.stdout.reconfigure(errors="backslashreplace")
     app.define_help_flags()
     try:
         _parse_flags(known_fields or _fields_of_a_sweep)
@@ -49,8 +52,8 @@ def run(
     except UserError as error:
         if any(re.fullmatch(r"--?debug(=(true|1))?", a, re.IGNORECASE) for a in sys.argv):
             raise
-        # A name that a user gave may have a newline in it.
-        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        # A name that a user gave may have a newline in it, or what moves a terminal's cursor.
+        print(f"error: {shown.line(str(error))}", file=sys.stderr)
         code = EXIT_USER
     except KeyboardInterrupt:  # A second Ctrl-C; the first one ends a sweep in order.
         print("stopped without saving", file=sys.stderr)

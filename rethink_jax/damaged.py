@@ -7,12 +7,23 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from rethink_jax import promised
+from rethink_jax.promised import COUNT, NUMBER, TEXT, Each, Maybe
 from rethink_jax.schema import UserError, first_line
 
 # Of dicts and lists in one another. What is written has 8 at most; Python's JSON takes hundreds.
 _DEEPEST = 50
-_OF_A_HEADER = ("config", "config_sha256", "data", "fixed_fields")
-_OF_A_RESULT = ("trial_id", "status", "trial")
+_DATA = {...: {"fingerprint": TEXT, "train": COUNT, "test": COUNT, "classes": Each(TEXT)}}
+_HEADER = {"config": {}, "config_sha256": TEXT, "data": _DATA, "fixed_fields": {}}
+# What a command added to the header, and what it ran on.
+RUN = {name: Maybe(of) for name, of in _HEADER.items()} | {
+    "cpu": {"model": TEXT, "cores": COUNT}, "devices": Each(TEXT), "seconds": Maybe(NUMBER),
+}  # fmt: skip
+_RESULT = {
+    "trial_id": TEXT, "status": TEXT, "trial": {}, "epochs": COUNT, "steps_per_epoch": COUNT,
+    "epochs_to_fit": (COUNT, None), "final": {...: (NUMBER, None)}, "best": {...: (NUMBER, None)},
+}  # fmt: skip
+FAILED = {"trial_id": TEXT, "status": TEXT, "stop_reason": TEXT, "trial": {}}
 AGAIN = "delete its folder and run the sweep again, which repeats this one trial"
 
 
@@ -22,8 +33,17 @@ def read_json(path: Path) -> Any:
     Raises:
       OSError: it is not there or cannot be read.   ValueError: it is no JSON.
     """
+    return parse(path.read_text(encoding="utf-8"))
+
+
+def parse(text: str) -> Any:
+    """What a text holds as JSON.
+
+    Raises:
+      ValueError: it is no JSON, or more nested than anything that is written.
+    """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(text)
     except RecursionError:
         found = None
     else:
@@ -40,22 +60,16 @@ def _is_deeper(value: Any, depth: int) -> bool:
 
 
 def check_header(path: Path, header: dict[str, Any]) -> dict[str, Any]:
-    """The header as it is; UserError if it lacks a part."""
-    if missing := [k for k in _OF_A_HEADER if k not in header]:
-        raise UserError(
-            f"{path} is damaged: it lacks {', '.join(missing)}; restore it, or take another "
-            "--workdir"
-        )
+    """The header as it is; UserError if it lacks a part, or has something else there."""
+    if what := promised.broken(header, _HEADER):
+        raise UserError(f"{path} is damaged ({what}); restore it, or take another --workdir")
     return header
 
 
 def check_result(path: Path, result: Any) -> dict[str, Any]:
-    """The result of a trial as it is; UserError if it lacks a part."""
-    given = result if isinstance(result, dict) else {}
-    missing = [k for k in _OF_A_RESULT if k not in given]
-    if missing or not isinstance(given["trial"], dict):
-        lacks = f"it lacks {', '.join(missing)}" if missing else "its trial is no dict"
-        raise UserError(f"{path} is damaged ({lacks}); {AGAIN}")
+    """The result of a trial as it is; UserError if it lacks a part, or has something else there."""
+    if what := promised.broken(result, _RESULT):
+        raise UserError(f"{path} is damaged ({what}); {AGAIN}")
     return result
 
 

@@ -20,11 +20,27 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rethink_jax import damaged
+from rethink_jax import damaged, promised
 from rethink_jax.files import write_atomically, write_once
-from rethink_jax.schema import UserError
+from rethink_jax.promised import SIZE, TEXT, Each, one_of
+from rethink_jax.schema import UserError, first_line
 
 FORMAT = 2  # Of the workdir. A reader refuses others.
+
+# {id of a trial's static fields: those of the network it is padded to}
+_WIDTHS = {...: {...: (SIZE, Each(SIZE, least=0))}}
+_CONVOLUTION = {
+    **dict.fromkeys(("height", "width", "channels", "features", "stride"), SIZE),
+    **dict.fromkeys(("padding", "dtype", "lowering"), TEXT),
+    "window": [SIZE, SIZE], ...: promised.NOTHING,
+}  # fmt: skip
+_CHOICES = {
+    "group_id": TEXT, "device": TEXT,
+    "choices": {
+        "batching": one_of("auto", "map", "vmap"), "lanes_per_device": promised.SIZE_OR_0,
+        "convolutions": Each(_CONVOLUTION, least=0),
+    },
+}  # fmt: skip
 
 
 class Run:
@@ -97,7 +113,7 @@ class History:
         began_with, fixed = {k: head[k] for k in ("config", "config_sha256")}, head["fixed_fields"]
         runs = []
         for path in sorted((self._path / "runs").glob("*.json")):
-            run = _read(path)
+            run = _read(path, damaged.RUN)
             head |= {k: run.pop(k, began_with[k]) for k in began_with}
             head["data"] |= run.pop("data", {})
             swept = fixed.keys() - run.pop("fixed_fields", fixed).keys()
@@ -106,7 +122,7 @@ class History:
         choices: dict[str, Any] = {}
         for path in sorted((self._path / "choices").glob("*.json")):
             if not path.name.startswith("widths."):
-                found = _read(path)
+                found = _read(path, _CHOICES)
                 choices.setdefault(found["group_id"], {})[found["device"]] = found["choices"]
         widths = self._widths()[0]
         return head | {"fixed_fields": fixed, "widths": widths, "choices": choices, "runs": runs}
@@ -145,12 +161,12 @@ class History:
         """{id of a trial's static fields: those of the network it is padded to}, and of how many
         files."""
         paths = sorted((self._path / "choices").glob("widths.*.json"))
-        return {k: v for path in paths for k, v in _read(path).items()}, len(paths)
+        return {k: v for path in paths for k, v in _read(path, _WIDTHS).items()}, len(paths)
 
     def choices(self, group_id: str, device: str) -> dict[str, Any] | None:
         """What a group was chosen to run with on a kind of device, if anything was."""
         with contextlib.suppress(FileNotFoundError):
-            return _read(self._choices_path(group_id, device))["choices"]
+            return _read(self._choices_path(group_id, device), _CHOICES)["choices"]
         return None
 
     def settle_choices(self, group_id: str, device: str, found: dict[str, Any]) -> dict[str, Any]:
@@ -158,7 +174,7 @@ class History:
         path = self._choices_path(group_id, device)
         path.parent.mkdir(exist_ok=True)
         text = _json({"group_id": group_id, "device": device, "choices": found})
-        return found if write_once(path, text) else _read(path)["choices"]
+        return found if write_once(path, text) else _read(path, _CHOICES)["choices"]
 
     def _choices_path(self, group_id: str, device: str) -> Path:
         name = re.sub(r"[^A-Za-z0-9]+", "-", device).strip("-").lower()
@@ -169,13 +185,15 @@ def _json(value: Any) -> str:
     return json.dumps(value, indent=1, sort_keys=True)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, promise: Any) -> Any:
     try:
         found = damaged.read_json(path)
-        if not isinstance(found, dict):
-            raise ValueError("it holds no dict")
+        if what := promised.broken(found, promise):
+            raise ValueError(what)
         return found
-    except ValueError as error:
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
         raise UserError(
-            f"{path} is damaged ({error}); delete it, no result depends on it"
+            f"{path} is damaged ({first_line(error)}); delete it, no result depends on it"
         ) from error

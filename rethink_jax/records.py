@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from rethink_jax import damaged
+from rethink_jax import damaged, promised
 from rethink_jax.files import part_of, remove_parts, write_atomically
 from rethink_jax.history import History
 from rethink_jax.schema import UserError, nest
@@ -232,7 +232,9 @@ class Outcomes:
         path = self._trials / trial_id / name
         try:
             record = damaged.read_json(path)
-            return damaged.check_result(path, record) if name == "result.json" else record
+            if name == "result.json":
+                return damaged.check_result(path, record)
+            return None if promised.broken(record, damaged.FAILED) else record
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:  # A UserError is one, too.

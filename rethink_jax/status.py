@@ -9,10 +9,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rethink_jax import claims
+from rethink_jax import claims, shown
 from rethink_jax.progress import duration
 from rethink_jax.records import Outcomes, Workdir
-from rethink_jax.schema import UserError
+from rethink_jax.schema import UserError, first_line
 
 STATUSES = ("planned", "running", "fitted", "finished", "diverged", "failed")
 _SHOWN = 8  # Running and failed trials that are named in the text.
@@ -108,7 +108,7 @@ class View:
     def _table(self) -> tuple[dict[str, str], dict[str, str]]:
         """Of trials.csv: the statuses, and the reasons of those that failed."""
         try:
-            with (self._workdir.path / "trials.csv").open(newline="") as file:
+            with (self._workdir.path / "trials.csv").open(newline="", encoding="utf-8") as file:
                 rows = csv.reader(file)
                 names = next(rows, [])
                 if not {"trial_id", "status", "stop_reason"} <= set(names):
@@ -117,6 +117,12 @@ class View:
                 found = [(row[at], row[status], row[reason]) for row in rows]
         except FileNotFoundError:
             return {}, {}
+        # No text, or a row that is too short.
+        except (OSError, ValueError, csv.Error, IndexError) as error:
+            raise UserError(
+                f"{self._workdir.path / 'trials.csv'} is damaged ({first_line(error)}); delete it "
+                "and run the sweep again, which writes it anew"
+            ) from error
         return {i: s for i, s, _ in found}, {i: r for i, s, r in found if s == "failed"}
 
 
@@ -137,7 +143,7 @@ def _slice(found: claims.Found, statuses: dict[str, str]) -> SliceStatus:
         sum(statuses.get(i) in ("fitted", "finished", "diverged") for i in trials),
         len(trials),
         rate,
-        round(progress["steps_left"] / rate, 1) if rate else None,
+        round(progress["steps_left"] / rate, 1) if rate and "steps_left" in progress else None,
     )
 
 
@@ -163,7 +169,7 @@ def text(status: Status) -> str:
         lines.append(f"failed, {count} like {first}: {reason}")
     if status.failed:
         lines.append("--retry_failed runs them again; trials/ID/failed.json has the traceback")
-    return "\n".join(lines)
+    return shown.lines("\n".join(lines))
 
 
 def watch(view: View) -> None:

@@ -384,7 +384,18 @@ MISTAKES = {
     "theory_choice": theory("--config.sweep.labels=('rand',)", words=("did you mean 'random'?",)),
     "theory_data": theory("--config.trial.data=digit", words=("did you mean 'digits'?",)),
     "theory_streamed": theory(
-        "--config.trial.data=folder:{tmp}/data/images_text", words=("read from disk",)
+        "--config.trial.data=folder:{tmp}/data/images_text",
+        words=("trial.data is 'folder:", "read from disk", "in memory: one of digits, synthetic"),
+    ),
+    "theory_imagenet": Mistake(
+        "theory",
+        sweep("configs/kernel_interpolation.py", "--config.sweep.union={}", "--config.trial.data=imagenet"),
+        ("trial.data is 'imagenet'", "in memory: one of digits", "tfds:NAME"),
+    ),
+    "theory_streamed_axis": Mistake(
+        "theory",
+        sweep("configs/minimum_norm.py:quick", "--config.sweep.data=('digits','folder:x')"),
+        ("trial.data is 'folder:x'", "in memory"),
     ),
     "theory_too_many": theory("--config.sweep.num_train=(9999,)", words=("'num_train'",)),
     "theory_workdir": Mistake(

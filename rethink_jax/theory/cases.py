@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from rethink_jax import axes, damaged, header, records, shown, trials
+from rethink_jax import axes, damaged, header, promised, records, shown, trials
 from rethink_jax.data import dataset as datasets
 from rethink_jax.data import sources
 from rethink_jax.data.dataset import Dataset
 from rethink_jax.schema import Field, UserError, first_line, flatten, plain, suggest
-from rethink_jax.theory import EXPERIMENTS, promised
+from rethink_jax.theory import EXPERIMENTS
 
 FORMAT = 1  # Of the records. A reader passes over others.
 _AGAIN = "delete it and run launch.theory again, which repeats this one case"
@@ -80,12 +80,11 @@ class Context:
         """The data set, or a random subset of its training images.
 
         Raises:
-          UserError: as `sources.load`; or its images are streamed.
+          UserError: as `sources.load`.
         """
         folder, download = (self.settings[f"data_files.{name}"] for name in ("dir", "download"))
         dataset = sources.load(data, folder, download)
-        if not isinstance(dataset, Dataset):
-            raise UserError(f"the images of {data} are streamed; theory needs them in memory")
+        assert isinstance(dataset, Dataset)  # `expand` takes no others.
         return dataset if num_train is None else datasets.subset(dataset, num_train, seed, False)
 
 
@@ -151,6 +150,7 @@ def expand(config: Any) -> list[Case]:
                     f"it has {', '.join(fields)}"
                 )
         values = {k: f.check(f"trial.{k}", given.get(k, f.default)) for k, f in fields.items()}
+        _check_data(values.get("data"))
         case = Case(experiment, tuple(sorted(values.items())))
         if case in cases:
             raise UserError(
@@ -159,6 +159,18 @@ def expand(config: Any) -> list[Case]:
             )
         cases.append(case)
     return cases
+
+
+def _check_data(name: str | None) -> None:
+    """Raises UserError unless it is a data set that lies in memory, or none."""
+    in_memory = [known for known in sources.names() if not sources.is_streamed(known)]
+    if name is None or name in in_memory or name.startswith("tfds:"):
+        return
+    why = ", whose images are read from disk while training" if sources.is_streamed(name) else ""
+    raise UserError(
+        f"trial.data is {name!r}{why}; theory takes images that lie in memory: one of "
+        f"{', '.join(in_memory)}, or tfds:NAME{suggest(name, in_memory)}"
+    )
 
 
 def _fields_given(config: dict[str, Any]) -> dict[str, Any]:

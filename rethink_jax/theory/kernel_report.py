@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rethink_jax import header, memory, paper_kernels
+from rethink_jax import header, memory, paper_kernels, promised
 from rethink_jax.data.dataset import Dataset
 from rethink_jax.paper import Published
 from rethink_jax.schema import Field, UserError
-from rethink_jax.theory import cases, images, interpolation, kernels, promised
+from rethink_jax.theory import cases, images, interpolation, kernels
 from rethink_jax.theory import features as image_features
 from rethink_jax.theory.interpolation import Options, Solution
 from rethink_jax.theory.kernels import KernelMatrix
@@ -53,18 +53,18 @@ FIELDS = cases.IMAGES | cases.LABELS | {
     "rank": Field(int, 2000, "columns of the iterative solver's preconditioner", low=1),
 }  # fmt: skip
 
-_PAPERS = ({"value": promised.NUMBER, "where": promised.TEXT}, None)
+_PAPERS = ({"value": promised.NUMBER, "where": promised.NAME}, None)
 FOUND = {
-    "data": promised.DATA | {"labels": promised.TEXT},
+    "data": promised.DATA | {"labels": promised.NAME},
     "machine": {
-        "features": promised.TEXT, "kernel": promised.TEXT, "filters": promised.Maybe(promised.COUNT),
+        "features": promised.NAME, "kernel": promised.NAME, "filters": promised.Maybe(promised.COUNT),
         "bandwidth": promised.Maybe((promised.NUMBER, None)),
         "ridge by mean diagonal": promised.NUMBER,
-        ...: (promised.NUMBER, promised.TEXT, None, {...: promised.NUMBER}),
+        ...: (promised.NUMBER, promised.NAME, None, {...: promised.NUMBER}),
     },
     "ours": {
         "test error": promised.NUMBER, "norm of the solution": promised.NUMBER,
-        "residual": promised.NUMBER, "solver": promised.TEXT, "seconds": promised.NUMBER,
+        "residual": promised.NUMBER, "solver": promised.NAME, "seconds": promised.NUMBER,
         "MiB at most, of the process so far": promised.NUMBER,
         ...: (promised.NUMBER, None),
     },

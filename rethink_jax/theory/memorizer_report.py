@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rethink_jax import default_config, header, inputs, load_trial, measures, records, sweep, trials
+from rethink_jax import default_config, header, inputs, load_trial, measures, promised, records, sweep, trials
 from rethink_jax.cli import EXIT_FAILED, EXIT_OK
 from rethink_jax.data import preprocess
 from rethink_jax.data.dataset import Dataset
 from rethink_jax.schema import Field, UserError
-from rethink_jax.theory import cases, promised
+from rethink_jax.theory import cases
 from rethink_jax.theory.memorizer import Memorizer, memorize
 
 _NORMS = ("log_product_frobenius", "log_product_spectral_exact")
@@ -47,7 +47,7 @@ _NETWORK = {
     "test error": promised.NUMBER, ...: (promised.NUMBER, None),
 }  # fmt: skip
 FOUND = {
-    "data": promised.DATA | {"labels": promised.TEXT},
+    "data": promised.DATA | {"labels": promised.NAME},
     "memorizer": _NETWORK,
     "sgd": promised.Maybe(_NETWORK),
 }
@@ -66,14 +66,13 @@ def run(
     """Builds the memorizer, checks and measures it.
 
     Raises:
-      UserError: as `sources.load` and `memorize`; or the images are streamed.
+      UserError: as `sources.load` and `memorize`.
     """
     config = _config(context.settings, data, num_train, labels, seed, sgd)
     plan = sweep.Sweep(config)
     (group,) = plan.groups
     dataset, trial = plan.dataset_of(group), group.trials[0]
-    if not isinstance(dataset, Dataset):
-        raise UserError(f"the images of {data} are streamed; the memorizer needs them in memory")
+    assert isinstance(dataset, Dataset)  # `cases.expand` takes no others.
     labels_N = inputs.trial_labels(trial, dataset)[0]
     found = {
         "data": header.data_facts(dataset) | {"name": data, "labels": labels, "seed": seed},

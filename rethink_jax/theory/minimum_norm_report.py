@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rethink_jax import header
+from rethink_jax import header, promised
 from rethink_jax.schema import Field, UserError
-from rethink_jax.theory import cases, gradient_descent, images, promised
+from rethink_jax.theory import cases, gradient_descent, images
 from rethink_jax.theory.gradient_descent import Geometry
 
 # Of checkpoints in each half: spaced by logarithms, and evenly (for the rate at the end).
@@ -64,7 +64,7 @@ _LABELS = ("true", "random")
 FOUND = {
     "data": promised.DATA,
     "model": {
-        "inputs": promised.TEXT, "dimensions": promised.COUNT, "rank": promised.COUNT,
+        "inputs": promised.NAME, "dimensions": promised.COUNT, "rank": promised.COUNT,
         "condition number": promised.NUMBER, "smallest eigenvalue": promised.NUMBER,
         "largest eigenvalue": promised.NUMBER, "step": promised.NUMBER,
         "largest eigenvalue of a batch, at most": promised.NUMBER, "batch size": promised.COUNT,
@@ -73,7 +73,7 @@ FOUND = {
         (*_LABELS, ...), {"norm": promised.NUMBER, "test error": promised.NUMBER}
     ),
     "runs": promised.Each({
-        "labels": promised.one_of(*_LABELS), "momentum": promised.FINITE, "start": promised.TEXT,
+        "labels": promised.one_of(*_LABELS), "momentum": promised.FINITE, "start": promised.NAME,
         "steps": promised.Each(promised.COUNT, "checkpoints"), "diverged": promised.FLAG,
         **dict.fromkeys(
             ("distance", "distance to the minimum norm", "residual",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rethink_jax.theory import promised
+from rethink_jax import promised
 
 _COLUMNS = {
     "minimum norm": "minimum norm",
@@ -47,7 +47,7 @@ FOUND = {
         | _lists("snrs", "snr", "theory", "simulated", of=promised.POSITIVE)
     ),
     "images": promised.Maybe({
-        "data": {"name": promised.TEXT}, "images": promised.COUNT, "label noise": promised.NUMBER,
+        "data": {"name": promised.NAME}, "images": promised.COUNT, "label noise": promised.NUMBER,
         "seeds": promised.COUNT, "steps": promised.COUNT,
         "ratio": promised.Each(promised.POSITIVE, "ratios"),
         "errors": dict.fromkeys(("minimum norm", "last step", "best", "best step"), _BY_RATIO),

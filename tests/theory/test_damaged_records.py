@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -16,8 +16,9 @@ from rethink_jax.report import figures
 from rethink_jax.theory import EXPERIMENTS, cases
 
 fixed = settings(
-    derandomize=True, deadline=None, max_examples=50, suppress_health_check=list(HealthCheck)
-)
+    derandomize=True, deadline=None, max_examples=50, suppress_health_check=list(HealthCheck),
+    phases=[Phase.generate],  # A smaller example would say no more.
+)  # fmt: skip
 # The smallest case of each experiment.
 SMALL = {
     "memorizer": {"num_train": 20},

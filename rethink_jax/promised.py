@@ -1,9 +1,9 @@
-"""What an experiment promises to find, and what of a record does not keep to it.
+"""What a file of a workdir promises to hold, and what of it does not keep to that.
 
-A promise is what may stand at one place of a record: a `Kind`; None, for null; a tuple of promises,
-one of which is kept; `Each`, for a list; or a dict of promises by name. In a dict, `Maybe` is for
-what need not be there, and `...` for all names that the dict does not have; without it they may
-hold anything, since nothing reads them.
+A promise is what may stand at one place of a record, as JSON has it: a `Kind`; None, for null; a
+tuple of promises, one of which is kept; `Each`, for a list; a list of promises, for one of that
+length; or a dict of promises by name. In a dict, `Maybe` is for what need not be there, and `...`
+for all names that the dict does not have; without it they may hold anything: nothing reads them.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-# The longest text, as the name of a data set: more would not fit into a page or a figure.
+from rethink_jax.schema import brief
+
+# Of a name in characters: as of a data set in a folder; more would not fit into a figure.
 _LONGEST = 5000
-_SHOWN = 60  # Characters of what is wrong.
 
 
 class Kind(NamedTuple):
@@ -51,15 +52,22 @@ def _is_finite(value: Any) -> bool:
     return _is_number(value) and math.isfinite(value) and abs(value) <= 1e100
 
 
-TEXT = Kind("a text", lambda v: isinstance(v, str) and len(v) <= _LONGEST)
+TEXT = Kind("a text", lambda v: isinstance(v, str))
+# To be drawn, or in a table.
+NAME = Kind(
+    f"a text of at most {_LONGEST} characters", lambda v: TEXT.holds(v) and len(v) <= _LONGEST
+)
 FLAG = Kind("true or false", lambda v: isinstance(v, bool))
 COUNT = Kind("a whole number", lambda v: _is_whole(v) and abs(v) < 2**63)
+SIZE = Kind("a whole number above 0", lambda v: COUNT.holds(v) and v > 0)
+SIZE_OR_0 = Kind("a whole number from 0", lambda v: COUNT.holds(v) and v >= 0)
 # To be written; also infinite or NaN, where arithmetic overflows.
 NUMBER = Kind("a number", _is_number)
 # To be drawn.
 FINITE = Kind("a finite number", _is_finite)
 POSITIVE = Kind("a number above 0", lambda v: _is_finite(v) and v > 1e-100)
 ANYTHING = Kind("anything", lambda _: True)
+NOTHING = Kind("nothing", lambda _: False)
 
 
 def one_of(*values: str) -> Kind:
@@ -68,7 +76,7 @@ def one_of(*values: str) -> Kind:
 
 
 # What stands of the images in every record that has them.
-DATA = {"name": TEXT, "train": COUNT, "seed": COUNT}
+DATA = {"name": NAME, "train": COUNT, "seed": COUNT}
 
 
 def broken(record: Any, promise: Any) -> str | None:
@@ -83,6 +91,10 @@ def _broken(value: Any, promise: Any, place: str, lengths: dict[str, int]) -> st
         return None if value is None else _instead(value, place, "null")
     if isinstance(promise, Each):
         return _broken_list(value, promise, place, lengths)
+    if isinstance(promise, list):
+        if not isinstance(value, list) or len(value) != len(promise):
+            return _instead(value, place, f"a list of {len(promise)}")
+        promise, value = dict(enumerate(promise)), dict(enumerate(value))
     if isinstance(promise, dict):
         return _broken_dict(value, promise, place, lengths)
     # Of several promises, the first is what is said.
@@ -116,14 +128,11 @@ def _broken_dict(
         if what := _broken(value[name], own, f"{place}.{name}".strip("."), lengths):
             return what
     for name in value.keys() - promise.keys() if ... in promise else ():
-        of_name = _broken(name, TEXT, f"a name in {place}", {})
+        of_name = _broken(name, NAME, f"a name in {place or 'the record'}", {})
         if what := of_name or _broken(value[name], promise[...], f"{place}.{name}", lengths):
             return what
     return None
 
 
 def _instead(value: Any, place: str, words: str) -> str:
-    # Of a whole number with too many digits there is no text.
-    shown = "a huge number" if _is_whole(value) and abs(value) >= 10**300 else repr(value)
-    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
-    return f"{place or 'the record'} is {shown}, not {words}"
+    return f"{place or 'the record'} is {brief(value)}, not {words}"
