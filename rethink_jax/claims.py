@@ -107,7 +107,7 @@ def read(path: Path) -> Found | None:
 def read_all(workdir: Path) -> list[Found]:
     """All claims of a workdir; files of other names are none."""
     paths = sorted((workdir / "claims").glob("[!.]*.json"))
-    found = map(read, (p for p in paths if re.fullmatch(r"[^.]+\.\d{1,9}\.json", p.name)))
+    found = map(read, (p for p in paths if re.fullmatch(r"[^.]+\.\d+\.json", p.name)))
     return [claim for claim in found if claim is not None]
 
 

@@ -19,9 +19,11 @@ _HEADER = {"config": {}, "config_sha256": TEXT, "data": _DATA, "fixed_fields": {
 RUN = {name: Maybe(of) for name, of in _HEADER.items()} | {
     "cpu": {"model": TEXT, "cores": COUNT}, "devices": Each(TEXT), "seconds": Maybe(NUMBER),
 }  # fmt: skip
+_NUMBERS = {...: (NUMBER, None)}
 _RESULT = {
-    "trial_id": TEXT, "status": TEXT, "trial": {}, "epochs": COUNT, "steps_per_epoch": COUNT,
-    "epochs_to_fit": (COUNT, None), "final": {...: (NUMBER, None)}, "best": {...: (NUMBER, None)},
+    "trial_id": TEXT, "status": TEXT, "trial": {},
+    **dict.fromkeys(("epochs", "steps_per_epoch", "num_params", "num_classes"), Maybe(COUNT)),
+    "epochs_to_fit": Maybe((COUNT, None)), "final": Maybe(_NUMBERS), "best": Maybe(_NUMBERS),
 }  # fmt: skip
 FAILED = {"trial_id": TEXT, "status": TEXT, "stop_reason": TEXT, "trial": {}}
 AGAIN = "delete its folder and run the sweep again, which repeats this one trial"

@@ -338,6 +338,31 @@ def _without(key):
     return lambda value: {k: v for k, v in value.items() if k != key}
 
 
+def _nested(depth):
+    return {"a": _nested(depth - 1)} if depth else 1
+
+
+def _file(name, value):
+    """A file with a text, or with anything else as JSON."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return lambda folder: (folder / name).write_text(text)
+
+
+def _widths(fields):
+    """Pads the network of the trials of `two_seeds`."""
+
+    def write(folder):
+        (path,) = (folder / "choices").glob("widths.*.json")
+        path.write_text(json.dumps(dict.fromkeys(json.loads(path.read_text()), fields)))
+
+    return write
+
+
+def _choice(**choices):
+    whole = {"batching": "map", "lanes_per_device": 1, "convolutions": []}
+    return {"group_id": "g", "device": "cpu", "choices": whole | choices}
+
+
 def _cut_network(folder):
     for path in next(folder.glob("trials/*")).glob("network/**/*"):
         if path.is_file():
@@ -386,6 +411,33 @@ WORKDIRS = {
     "report_is_a_file": lambda f: (f / "report").write_text("mine"),
     "examples_cut": lambda f: os.truncate(f / "examples.npz", 100),
     "unfinished": lambda f: shutil.rmtree(f / "trials"),
+    "header_data": _json("run.json", lambda h: h | {"data": {"digits": 3}}),
+    "header_fixed": _json("run.json", lambda h: h | {"fixed_fields": [1]}),
+    "result_final": _json("trials/*/result.json", lambda r: r | {"final": {"test_accuracy": "x"}}),
+    "result_deep": _json("trials/*/result.json", lambda r: r | {"best": _nested(200)}),
+    "run_text": _text("runs/*.json", "{"),
+    "run_list": _text("runs/*.json", "[]"),
+    "run_no_cpu": _json("runs/*.json", _without("cpu")),
+    "run_devices": _json("runs/*.json", lambda r: r | {"devices": []}),
+    "run_seconds": _json("runs/*.json", lambda r: r | {"seconds": "7"}),
+    "run_data": _json("runs/*.json", lambda r: r | {"data": [1]}),
+    "run_deep": _json("runs/*.json", lambda r: r | {"git": _nested(200)}),
+    "run_is_a_folder": lambda f: (f / "runs" / "a.json").mkdir(),
+    "widths_text": _file("choices/widths.0000.json", "{"),
+    "widths_numbers": _file("choices/widths.0000.json", {"a": 3}),
+    "widths_words": _file("choices/widths.0000.json", {"a": {"model.hidden": ["x"]}}),
+    "widths_narrow": _widths({"model.hidden": [2]}),
+    "widths_of_another": _widths({"model.width": 64}),
+    "widths_of_more_layers": _widths({"model.hidden": [8, 8]}),
+    "widths_a_number": _widths({"model.hidden": 8}),
+    "choice_text": _file("choices/g.cpu.json", "{"),
+    "choice_empty": _file("choices/g.cpu.json", {}),
+    "choice_lanes": _file("choices/g.cpu.json", _choice(lanes_per_device=-1)),
+    "choice_batching": _file("choices/g.cpu.json", _choice(batching="fast")),
+    "choice_shape": _file("choices/g.cpu.json", _choice(convolutions=[{"lowering": "lax"}])),
+    "table_bytes": lambda f: (f / "trials.csv").write_bytes(b"trial_id,status\xff\0\n"),
+    "table_short": _text("trials.csv", "trial_id,status,stop_reason\n1\n"),
+    "claim_is_a_folder": lambda f: (f / "claims" / "0of1.000009.json").mkdir(),
 }
 
 # From the workdir of a case of theory.
@@ -393,6 +445,12 @@ THEORY = {
     "theory_finished": lambda _: None,
     "theory_cut": _json("theory/*.json", _without("found")),
     "theory_other": _json("theory/*.json", lambda r: r | {"found": {"a": 1}}),
+    "theory_text": _text("theory/*.json", "<html>"),
+    "theory_mixed": _json("theory/*.json", lambda r: r | {"experiment": "kernel"}),
+    "theory_renamed": lambda f: next(f.glob("theory/*.json")).rename(
+        f / "theory" / "kernel_0.json"
+    ),
+    "theory_evil": lambda f: (f / "theory" / "a\x1b[31m\nb.json").write_text("{"),
     "theory_is_a_file": lambda f: (shutil.rmtree(f / "theory"), (f / "theory").write_text("")),
 }
 

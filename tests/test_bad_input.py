@@ -72,6 +72,10 @@ def reported(name, *words):
     return Mistake("report", ("--workdir={tmp}/workdirs/" + name,), words)
 
 
+def status(name, *words):
+    return Mistake("status", ("--workdir={tmp}/workdirs/" + name,), words)
+
+
 def theory(*args, words):
     return Mistake("theory", sweep("configs/theorem1.py:quick", *args), words)
 
@@ -327,7 +331,25 @@ MISTAKES = {
     "workdir_with_a_result_of_nothing": resumed("result_list", "result.json is damaged", "delete"),
     "workdir_with_a_cut_result": resumed("result_cut", "result.json is damaged", "delete"),
     "workdir_with_a_nan_result": resumed("result_nan", "result.json is damaged", "delete"),
+    "workdir_with_a_run_of_text": resumed("run_text", "runs/", "is damaged", "delete it"),
+    "workdir_with_a_run_of_nothing": resumed("run_list", "runs/", "is [], not a dict"),
+    "workdir_with_a_run_of_data": resumed("run_data", "data is [1], not a dict", "delete it"),
+    "workdir_with_a_run_folder": resumed("run_is_a_folder", "a.json is damaged", "delete it"),
+    "workdir_with_widths_of_text": resumed("widths_text", "widths.0000.json is damaged"),
+    "workdir_with_widths_of_numbers": resumed("widths_numbers", "a is 3, not a dict", "delete"),
+    "workdir_with_widths_of_words": resumed("widths_words", "a.model.hidden", "delete it"),
+    "workdir_with_narrow_widths": resumed("widths_narrow", "widths.*.json", "delete them"),
+    "workdir_with_other_widths": resumed("widths_of_another", "'model.width': 64", "delete them"),
+    "workdir_with_more_layers": resumed("widths_of_more_layers", "[8, 8]", "delete them"),
+    "workdir_with_a_number_for_widths": resumed("widths_a_number", "delete them"),
+    "workdir_with_an_empty_choice": resumed("choice_empty", "g.cpu.json", "lacks 'group_id'"),
+    "workdir_with_negative_lanes": resumed("choice_lanes", "is -1, not a whole number from 0"),
+    "workdir_with_a_fast_batching": resumed("choice_batching", "'fast', not 'auto' or 'map'"),
+    "workdir_with_a_cut_choice": resumed("choice_shape", "convolutions[0] lacks 'height'"),
+    "workdir_with_a_claim_folder": resumed("claim_is_a_folder", "cannot read", "delete it"),
     # --- launch.measure
+    "measure_run": measured("run_no_cpu", "lacks 'cpu'", "delete it"),
+    "measure_choice": measured("choice_lanes", "is -1, not", "delete it"),
     "measure_without_workdir": Mistake("measure", (), ("--workdir is missing",)),
     "measure_of_nothing": measured("none", "is not a workdir", "no run.json"),
     "measure_of_a_file": measured("../a_file", "a_file", "run.json"),
@@ -367,8 +389,28 @@ MISTAKES = {
     "report_measures": reported("measures_text", "measures.csv", "no column", "move it"),
     "report_bytes_in_measures": reported("measures_bytes", "measures.csv", "move it"),
     "report_is_a_file": reported("report_is_a_file", "cannot write", "report"),
-    "report_cut_theory": reported("theory_cut", "no whole record", "run launch.theory"),
-    "report_other_theory": reported("theory_other", "no whole record", "run launch.theory"),
+    "report_cut_theory": reported("theory_cut", "lacks 'found'", "delete it", "launch.theory"),
+    "report_other_theory": reported("theory_other", "found lacks 'data'", "delete it and run"),
+    "report_text_for_theory": reported("theory_text", "is damaged", "delete it and run"),
+    "report_mixed_theory": reported("theory_mixed", "is damaged", "delete it and run"),
+    "report_renamed_theory": reported("theory_renamed", "kernel_0.json", "another case"),
+    "report_evil_name": reported("theory_evil", "a\\x1b[31m b.json is damaged"),
+    "report_run": reported("run_no_cpu", "lacks 'cpu'", "runs/", "delete it"),
+    "report_no_device": reported("run_devices", "devices is [], not a list of 1", "delete it"),
+    "report_seconds_of_text": reported("run_seconds", "seconds is '7', not a number"),
+    "report_deep_run": reported("run_deep", "nested too deeply", "delete it"),
+    "report_header_data": reported("header_data", "data.digits is 3, not a dict"),
+    "report_final_of_text": reported("result_final", "final.test_accuracy is 'x'", "delete"),
+    "report_deep_result": reported("result_deep", "result.json is damaged (nested", "delete"),
+    "report_choice": reported("choice_text", "g.cpu.json is damaged", "delete it"),
+    # --- launch.status
+    "status_of_a_file": status("../a_file", "a_file", "run.json"),
+    "status_of_another_project": status("header_other_project", "run.json", "this version"),
+    "status_of_theory": status("theory_finished", "not a workdir"),
+    "status_header": status("header_fixed", "fixed_fields is [1], not a dict"),
+    "status_bytes": status("table_bytes", "trials.csv is damaged", "delete it"),
+    "status_short": status("table_short", "trials.csv is damaged", "delete it"),
+    "status_claim": status("claim_is_a_folder", "cannot read", "0of1.000009.json", "delete it"),
     # --- launch.theory
     "theory_without_config": Mistake("theory", ("--workdir={tmp}/new",), ("--config is missing",)),
     "theory_without_workdir": Mistake(
@@ -389,13 +431,22 @@ MISTAKES = {
     ),
     "theory_imagenet": Mistake(
         "theory",
-        sweep("configs/kernel_interpolation.py", "--config.sweep.union={}", "--config.trial.data=imagenet"),
+        sweep(
+            "configs/kernel_interpolation.py",
+            "--config.sweep.union={{}}",
+            "--config.trial.data=imagenet",
+        ),
         ("trial.data is 'imagenet'", "in memory: one of digits", "tfds:NAME"),
     ),
     "theory_streamed_axis": Mistake(
         "theory",
         sweep("configs/minimum_norm.py:quick", "--config.sweep.data=('digits','folder:x')"),
         ("trial.data is 'folder:x'", "in memory"),
+    ),
+    "theory_of_a_damaged_record": Mistake(
+        "theory",
+        ("--config={tmp}/configs/theory_small.py", "--workdir={tmp}/workdirs/theory_other"),
+        ("found lacks 'data'", "delete it and run launch.theory again"),
     ),
     "theory_too_many": theory("--config.sweep.num_train=(9999,)", words=("'num_train'",)),
     "theory_workdir": Mistake(
@@ -493,7 +544,7 @@ def test_a_new_process_says_the_same(name, folder):
 
 def test_every_command_is_there():
     own = {p.stem for p in (ROOT / "launch").glob("*.py")} - {"__init__"}
-    assert {m.command for m in MISTAKES.values()} >= own - {"status"}
+    assert {m.command for m in MISTAKES.values()} >= own
     assert len(MISTAKES) >= 60
 
 

@@ -15,7 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rethink_jax import default_config, header, inputs, load_trial, measures, promised, records, sweep, trials
+from rethink_jax import (
+    default_config,
+    header,
+    inputs,
+    load_trial,
+    measures,
+    promised,
+    records,
+    sweep,
+    trials,
+)
 from rethink_jax.cli import EXIT_FAILED, EXIT_OK
 from rethink_jax.data import preprocess
 from rethink_jax.data.dataset import Dataset

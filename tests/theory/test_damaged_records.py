@@ -13,10 +13,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import commands
 
 from rethink_jax.report import figures
+from rethink_jax.schema import UserError
 from rethink_jax.theory import EXPERIMENTS, cases
 
 fixed = settings(
-    derandomize=True, deadline=None, max_examples=50, suppress_health_check=list(HealthCheck),
+    derandomize=True, deadline=None, suppress_health_check=list(HealthCheck),
     phases=[Phase.generate],  # A smaller example would say no more.
 )  # fmt: skip
 # The smallest case of each experiment.
@@ -104,16 +105,36 @@ def test_every_experiment_is_here_and_keeps_its_promise(whole):
         assert record["experiment"] == experiment and record["name"] == path.stem
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-@fixed
-@given(st.data())
-def test_one_damage_is_shown_or_named(experiment, whole, data):
+def drawn(data, whole, experiment):
+    """The path of a record in which one place was damaged, and the record."""
     path, record = whole[experiment]
-    parts = data.draw(st.sampled_from(sorted(record)))
-    inside = [(parts, *at) for at in places(record[parts])]
+    part = data.draw(st.sampled_from(sorted(record)))
+    inside = [(part, *at) for at in places(record[part])]
     change = CHANGES[data.draw(st.sampled_from(sorted(CHANGES)))]
     changed = damage(record, data.draw(st.sampled_from(inside)), change)
     path.write_text(json.dumps(changed))
+    return path, changed
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@settings(fixed, max_examples=150)
+@given(st.data())
+def test_one_damage_is_in_the_table_or_named(experiment, whole, data):
+    path, _ = drawn(data, whole, experiment)
+    try:
+        found = cases.load(path.parents[1])
+    except UserError as error:
+        assert str(error).startswith(f"{path} is damaged (")
+    else:
+        for record in found:
+            assert not set(cases.table(record)) & set("\x1b\ud800\u202e")
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@settings(fixed, max_examples=15)
+@given(st.data())
+def test_one_damage_is_in_the_report_or_named(experiment, whole, data):
+    path, changed = drawn(data, whole, experiment)
     outcome = commands.run("report", f"--workdir={path.parents[1]}")
     if outcome.code == 0:
         assert not set(outcome.out) & set("\x1b\ud800\u202e")
