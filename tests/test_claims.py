@@ -70,8 +70,10 @@ NONSENSE = {
 def write_nonsense(workdir, name):
     """A claim of a process that is gone, on another machine, with something else in it."""
     (workdir / "claims").mkdir()
-    whole = {"slice": "0/1", "host": "h", "boot": "b", "pid": 1, "start": "1", "every": 0.05,
-             "beat": 1, "state": "running", "trials": TRIALS, "groups": ["g"], "progress": {}}  # fmt: skip
+    whole = {
+        "slice": "0/1", "host": "h", "boot": "b", "pid": 1, "start": "1", "every": 0.05, "beat": 1,
+        "state": "running", "trials": TRIALS, "groups": ["g"], "progress": {},
+    }  # fmt: skip
     said = NONSENSE[name]
     said = json.dumps(whole | said) if isinstance(said, dict) else said
     said = json.dumps(said) if isinstance(said, list) else said

@@ -234,8 +234,8 @@ def run(config: Any, workdir: str | Path, command: list[str]) -> Iterator[str]:
             with _writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 records.write_atomically(path, json.dumps(record, indent=1, default=_literal))
-        text = shown.lines(table(record))
-        yield f"{text}\n({number} of {len(cases)}; {done}numbers: {path})\n"
+        text = table(record)
+        yield shown.lines(f"{text}\n({number} of {len(cases)}; {done}numbers: {path})\n")
 
 
 def load(workdir: str | Path) -> list[dict[str, Any]]:
@@ -327,4 +327,4 @@ class _Lines:
     def __call__(self, line: str) -> None:
         if time.monotonic() - self._last >= _SECONDS_BETWEEN_LINES:
             self._last = time.monotonic()
-            print(line, file=sys.stderr, flush=True)
+            print(shown.line(line), file=sys.stderr, flush=True)

@@ -57,7 +57,8 @@ _PAPERS = ({"value": promised.NUMBER, "where": promised.NAME}, None)
 FOUND = {
     "data": promised.DATA | {"labels": promised.NAME},
     "machine": {
-        "features": promised.NAME, "kernel": promised.NAME, "filters": promised.Maybe(promised.COUNT),
+        "features": promised.NAME, "kernel": promised.NAME,
+        "filters": promised.Maybe(promised.COUNT),
         "bandwidth": promised.Maybe((promised.NUMBER, None)),
         "ridge by mean diagonal": promised.NUMBER,
         ...: (promised.NUMBER, promised.NAME, None, {...: promised.NUMBER}),

@@ -69,9 +69,7 @@ FOUND = {
         "largest eigenvalue": promised.NUMBER, "step": promised.NUMBER,
         "largest eigenvalue of a batch, at most": promised.NUMBER, "batch size": promised.COUNT,
     },
-    "minimum norm": dict.fromkeys(
-        (*_LABELS, ...), {"norm": promised.NUMBER, "test error": promised.NUMBER}
-    ),
+    "minimum norm": {...: {"norm": promised.NUMBER, "test error": promised.NUMBER}},
     "runs": promised.Each({
         "labels": promised.one_of(*_LABELS), "momentum": promised.FINITE, "start": promised.NAME,
         "steps": promised.Each(promised.COUNT, "checkpoints"), "diverged": promised.FLAG,

@@ -65,7 +65,7 @@ def test_a_damaged_record_is_named_before_anything_is_run(tmp_path, text):
     (path,) = (tmp_path / "theory").glob("*.json")
     path.write_text(text, encoding="latin-1")
     for use in (lambda: list(cases.run(config, tmp_path, [])), lambda: cases.load(tmp_path)):
-        with pytest.raises(UserError, match="is damaged .*; delete it and run") as raised:
+        with pytest.raises(UserError, match=r"is damaged .*; delete it and run") as raised:
             use()
         assert str(raised.value).startswith(str(path)) and "\n" not in str(raised.value)
     assert list((tmp_path / "theory").iterdir()) == [path]

@@ -74,7 +74,7 @@ def places(value, at=()):
 
 
 def damage(record, at, change):
-    """A copy, in which `change` was done to what is at a place: (what has it, its name or index)."""
+    """A copy in which `change` was done at a place, given what has it and the name or index."""
     record = copy.deepcopy(record)
     inner = record
     for name in at[:-1]:
