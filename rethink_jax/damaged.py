@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,18 @@ def _is_deeper(value: Any, depth: int) -> bool:
         return False
     below = value.values() if isinstance(value, dict) else value
     return depth == 0 or any(_is_deeper(v, depth - 1) for v in below)
+
+
+@contextlib.contextmanager
+def reading(workdir: Path) -> Iterator[None]:
+    """Inside, nothing but reading a workdir; UserError if its folders cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot read {error.filename or workdir} ({error.strerror or error}); make the "
+            "workdir readable, or take another --workdir"
+        ) from error
 
 
 def check_header(path: Path, header: dict[str, Any]) -> dict[str, Any]:

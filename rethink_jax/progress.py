@@ -72,9 +72,9 @@ class Progress:
     def say(self, line: str) -> None:
         """Prints a lasting line."""
         if self._live is not None:
-            self._live.console.print(shown.lines(line), highlight=False, markup=False)
+            self._live.console.print(shown.line(line), highlight=False, markup=False)
         else:
-            print(shown.lines(line), flush=True)
+            print(shown.line(line), flush=True)
 
     @property
     def rate(self) -> float:
@@ -136,9 +136,9 @@ class Counter:
     def say(self, line: str) -> None:
         """Prints a lasting line."""
         if self._bar is not None:
-            self._bar.console.print(shown.lines(line), highlight=False, markup=False)
+            self._bar.console.print(shown.line(line), highlight=False, markup=False)
         elif not self._quiet:
-            print(shown.lines(line), flush=True)
+            print(shown.line(line), flush=True)
 
 
 def duration(seconds: float) -> str:

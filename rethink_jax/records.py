@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from rethink_jax import damaged, promised
+from rethink_jax import damaged, promised, shown
 from rethink_jax.files import part_of, remove_parts, write_atomically
 from rethink_jax.history import History
 from rethink_jax.schema import UserError, nest
@@ -73,6 +73,13 @@ class Workdir:
           UserError: it cannot be made or written, or holds something else.
         """
         try:
+            str(self.path.absolute()).encode()
+        except UnicodeEncodeError:  # As which Python takes bytes of a name that are not UTF-8.
+            raise UserError(
+                f"cannot write to the workdir {self.path}: its path has bytes that are not UTF-8, "
+                "which no checkpoint can; name another with --workdir"
+            ) from None
+        try:
             (self.path / "trials").mkdir(parents=True, exist_ok=True)
             (self.path / "groups").mkdir(exist_ok=True)
             probe = part_of(self.path / "writable")
@@ -95,7 +102,7 @@ class Workdir:
     def write_examples(self, examples: dict[str, np.ndarray]) -> None:
         """Writes examples.npz, for `load_examples`."""
         part = part_of(self.path / "examples.npz", ".part.npz")
-        np.savez_compressed(part, **examples)
+        np.savez_compressed(part, **{shown.line(name): a for name, a in examples.items()})
         part.replace(self.path / "examples.npz")
 
     # --- trials -----------------------------------------------------------------------------------
@@ -111,10 +118,11 @@ class Workdir:
         """The trials that have ended, as they are on disk now.
 
         Raises:
-          UserError: a result is damaged.
+          UserError: a result is damaged, or the folder of results cannot be read.
         """
         found = Outcomes(self.path)
-        found.refresh()
+        with damaged.reading(self.path):
+            found.refresh()
         return found
 
     def finished(self) -> dict[str, dict[str, Any]]:
@@ -347,9 +355,9 @@ def load_results(workdir: str | Path) -> Results:
         curve = damaged.read_table(path, ("epoch", "online_loss"), damaged.AGAIN)
         curve.insert(0, "trial_id", trial_id)
         curves.append(curve)
-    return Results(
-        pd.DataFrame(list(by_id.values())), pd.concat(curves) if curves else pd.DataFrame(), run
-    )
+    needed = ["trial_id", "status"]  # Also of a workdir in which nothing was planned yet.
+    frame = pd.DataFrame(list(by_id.values()), columns=None if by_id else needed)
+    return Results(frame, pd.concat(curves) if curves else pd.DataFrame(), run)
 
 
 def load_measures(workdir: str | Path) -> Any:

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rethink_jax import claims, shown
+from rethink_jax import claims, damaged, shown
 from rethink_jax.progress import duration
 from rethink_jax.records import Outcomes, Workdir
 from rethink_jax.schema import UserError, first_line
@@ -79,7 +79,8 @@ class View:
         """The status now."""
         statuses, reasons = self._table()
         ended = {i for i, s in statuses.items() if s in ("fitted", "finished", "diverged")}
-        self._outcomes.refresh(strict=False, known=ended)
+        with damaged.reading(self._workdir.path):
+            self._outcomes.refresh(strict=False, known=ended)
         for trial_id, result in self._outcomes.finished.items():
             statuses[trial_id] = result["status"]
         for trial_id, status in statuses.items():
@@ -169,7 +170,7 @@ def text(status: Status) -> str:
         lines.append(f"failed, {count} like {first}: {reason}")
     if status.failed:
         lines.append("--retry_failed runs them again; trials/ID/failed.json has the traceback")
-    return shown.lines("\n".join(lines))
+    return "\n".join(map(shown.line, lines))
 
 
 def watch(view: View) -> None:
