@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import runpy
 import sys
@@ -50,15 +51,35 @@ def run(
             _run_own(flags.FLAGS.own)
         code = main()
     except UserError as error:
-        if any(re.fullmatch(r"--?debug(=(true|1))?", a, re.IGNORECASE) for a in sys.argv):
+        if _wants_traceback():
             raise
         # A name that a user gave may have a newline in it, or what moves a terminal's cursor.
         print(f"error: {shown.line(str(error))}", file=sys.stderr)
         code = EXIT_USER
+    except BrokenPipeError:  # Whoever read what is printed has ended, as `head` does.
+        code = EXIT_INTERRUPTED
+    except OSError as error:  # Of a disk or a terminal, of which nothing better was said.
+        if _wants_traceback():
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {shown.line(f'{where}{error.strerror or error}')}", file=sys.stderr)
+        code = EXIT_USER
     except KeyboardInterrupt:  # A second Ctrl-C; the first one ends a sweep in order.
         print("stopped without saving", file=sys.stderr)
         code = EXIT_INTERRUPTED
+    try:
+        sys.stdout.flush()
+    except OSError as error:  # The interpreter would try it once more, with a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            print(f"error: cannot print: {error.strerror}", file=sys.stderr)
+        code = code or EXIT_INTERRUPTED
     sys.exit(code)
+
+
+def _wants_traceback() -> bool:
+    """Whether --debug was given; also if the flags were not parsed."""
+    return any(re.fullmatch(r"--?debug(=(true|1))?", a, re.IGNORECASE) for a in sys.argv)
 
 
 def _parse_flags(known_fields: Callable[[], list[str]]) -> None:

@@ -27,6 +27,7 @@ _RESULT = {
     "epochs_to_fit": Maybe((COUNT, None)), "final": Maybe(_NUMBERS), "best": Maybe(_NUMBERS),
 }  # fmt: skip
 FAILED = {"trial_id": TEXT, "status": TEXT, "stop_reason": TEXT, "trial": {}}
+ANEW = "delete it and run the sweep again, which writes it anew"
 AGAIN = "delete its folder and run the sweep again, which repeats this one trial"
 
 
@@ -60,6 +61,17 @@ def _is_deeper(value: Any, depth: int) -> bool:
         return False
     below = value.values() if isinstance(value, dict) else value
     return depth == 0 or any(_is_deeper(v, depth - 1) for v in below)
+
+
+def refused(path: Path, error: Exception, fix: str) -> UserError:
+    """What to say of a file that could not be read: it is damaged, or the disk refuses.
+
+    Args:
+      fix: what to do.
+    """
+    if isinstance(error, OSError):
+        return UserError(f"cannot read {path} ({error.strerror or error}); {fix}")
+    return UserError(f"{path} is damaged ({first_line(error)}); {fix}")
 
 
 @contextlib.contextmanager
@@ -103,7 +115,7 @@ def read_table(path: Path, columns: Collection[str], fix: str, **options: Any) -
         table = pd.read_csv(path, **options)
     # No table at all, text in other encodings, numbers that are none: each is an error of its own.
     except (OSError, ValueError, MemoryError) as error:
-        raise UserError(f"{path} is damaged ({first_line(error)}); {fix}") from error
+        raise refused(path, error, fix) from error
     if missing := [c for c in columns if c not in table]:
         raise UserError(f"{path} is damaged, it has no column {missing[0]!r}; {fix}")
     return table

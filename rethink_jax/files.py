@@ -71,6 +71,13 @@ def write_once(path: Path, text: str) -> bool:
     return True
 
 
+def check_writable(folder: Path) -> None:
+    """Raises OSError unless files can be made in a folder."""
+    probe = part_of(folder / "writable")
+    probe.touch()
+    probe.unlink()
+
+
 def remove_parts(folder: Path) -> None:
     """Removes what processes of this machine left half-written when they were killed."""
     for part in folder.glob(".*.part*"):

@@ -23,7 +23,7 @@ from typing import Any
 from rethink_jax import damaged, promised
 from rethink_jax.files import write_atomically, write_once
 from rethink_jax.promised import SIZE, TEXT, Each, one_of
-from rethink_jax.schema import UserError, first_line
+from rethink_jax.schema import UserError
 
 FORMAT = 2  # Of the workdir. A reader refuses others.
 
@@ -86,9 +86,7 @@ class History:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"cannot read {self.header_path} ({error}); take another --workdir"
-            ) from error
+            raise damaged.refused(self.header_path, error, "take another --workdir") from error
         if not isinstance(header, dict) or header.get("format") != FORMAT:
             raise UserError(
                 f"{self.header_path} was not written by this version of rethink_jax; "
@@ -194,6 +192,4 @@ def _read(path: Path, promise: Any) -> Any:
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} is damaged ({first_line(error)}); delete it, no result depends on it"
-        ) from error
+        raise damaged.refused(path, error, "delete it, no result depends on it") from error

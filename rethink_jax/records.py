@@ -30,7 +30,7 @@ import numpy as np
 from absl import logging
 
 from rethink_jax import damaged, promised, shown
-from rethink_jax.files import part_of, remove_parts, write_atomically
+from rethink_jax.files import check_writable, part_of, remove_parts, write_atomically
 from rethink_jax.history import History
 from rethink_jax.schema import UserError, nest
 from rethink_jax.slices import WHOLE, Slice
@@ -82,9 +82,7 @@ class Workdir:
         try:
             (self.path / "trials").mkdir(parents=True, exist_ok=True)
             (self.path / "groups").mkdir(exist_ok=True)
-            probe = part_of(self.path / "writable")
-            probe.touch()
-            probe.unlink()
+            check_writable(self.path)
         except OSError as error:
             raise UserError(
                 f"cannot write to the workdir {self.path}: {error.strerror or error}; "
@@ -250,7 +248,7 @@ class Outcomes:
                 return None
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"{path} is damaged ({error}); {damaged.AGAIN}") from error
+            raise damaged.refused(path, error, damaged.AGAIN) from error
 
 
 class TableView:
@@ -339,8 +337,8 @@ def load_results(workdir: str | Path) -> Results:
     table = directory.path / "trials.csv"
     rows: list[Any] = []
     if table.is_file():
-        fix = "delete it and run the sweep again, which writes it anew"
-        known = damaged.read_table(table, ("trial_id", "status"), fix, dtype={"trial_id": str})
+        needed = ("trial_id", "status")
+        known = damaged.read_table(table, needed, damaged.ANEW, dtype={"trial_id": str})
         rows = known.to_dict("records")
     by_id = {row["trial_id"]: row for row in rows}
     for row in rows:  # A trial whose result was taken away is to be run again.

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from rethink_jax import claims, damaged, shown
 from rethink_jax.progress import duration
 from rethink_jax.records import Outcomes, Workdir
-from rethink_jax.schema import UserError, first_line
+from rethink_jax.schema import UserError
 
 STATUSES = ("planned", "running", "fitted", "finished", "diverged", "failed")
 _SHOWN = 8  # Running and failed trials that are named in the text.
@@ -71,9 +71,13 @@ class View:
 
     def __init__(self, workdir: str | Path):
         self._workdir = Workdir(workdir)
-        if self._workdir.history.first() is None:
-            raise UserError(f"{workdir} is not a workdir: it has no run.json")
+        self.check_there()
         self._outcomes = Outcomes(self._workdir.path)
+
+    def check_there(self) -> None:
+        """Raises UserError unless there is the workdir of a sweep."""
+        if self._workdir.history.first() is None:
+            raise UserError(f"{self._workdir.path} is not a workdir: it has no run.json")
 
     def read(self) -> Status:
         """The status now."""
@@ -120,10 +124,7 @@ class View:
             return {}, {}
         # No text, or a row that is too short.
         except (OSError, ValueError, csv.Error, IndexError) as error:
-            raise UserError(
-                f"{self._workdir.path / 'trials.csv'} is damaged ({first_line(error)}); delete it "
-                "and run the sweep again, which writes it anew"
-            ) from error
+            raise damaged.refused(self._workdir.path / "trials.csv", error, damaged.ANEW) from error
         return {i: s for i, s, _ in found}, {i: r for i, s, r in found if s == "failed"}
 
 
@@ -177,6 +178,7 @@ def watch(view: View) -> None:
     """Prints the status every few seconds, while any process is there."""
     while True:
         status = view.read()
+        view.check_there()  # After it was read: what is gone reads as if nothing was planned.
         if sys.stdout.isatty():
             print("\033[H\033[2J", end="")  # To the top of an empty screen.
         print(text(status), flush=True)

@@ -220,6 +220,8 @@ def run(
             code = _run(sweep, workdir, outcomes, facts, claim)
             _remove_checkpoints(sweep, workdir, outcomes, claim)
             return code
+    except BrokenPipeError:  # Nobody reads what is printed any more.
+        raise
     except OSError as error:
         raise UserError(
             f"cannot write to the workdir {workdir.path}: {error.strerror or error}; what is "

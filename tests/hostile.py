@@ -437,6 +437,9 @@ WORKDIRS = {
     "choice_shape": _file("choices/g.cpu.json", _choice(convolutions=[{"lowering": "lax"}])),
     "table_bytes": lambda f: (f / "trials.csv").write_bytes(b"trial_id,status\xff\0\n"),
     "table_short": _text("trials.csv", "trial_id,status,stop_reason\n1\n"),
+    "only_header": lambda f: [
+        shutil.rmtree(p) if p.is_dir() else p.unlink() for p in f.iterdir() if p.name != "run.json"
+    ],
     "claim_is_a_folder": lambda f: (f / "claims" / "0of1.000009.json").mkdir(),
 }
 

@@ -268,7 +268,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({first_line(error)}); {_AGAIN}") from error
+        raise damaged.refused(path, error, _AGAIN) from error
     if isinstance(record, dict) and record.get("format", FORMAT) != FORMAT:
         return None
     if what := _broken(record, path.stem):
