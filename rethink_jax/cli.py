@@ -71,9 +71,11 @@ def run(
         sys.stdout.flush()
     except OSError as error:  # The interpreter would try it once more, with a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):
-            print(f"error: cannot print: {error.strerror}", file=sys.stderr)
-        code = code or EXIT_INTERRUPTED
+        if isinstance(error, BrokenPipeError):
+            code = code or EXIT_INTERRUPTED
+        elif not code:
+            print(f"error: {error.strerror or error}", file=sys.stderr)
+            code = EXIT_USER
     sys.exit(code)
 
 

@@ -4,6 +4,7 @@ A mistake is one line of a table: the command, its arguments, and words that the
 Most are run inside this process (`commands`), some by a new one to see that both do the same.
 """
 
+import errno
 import os
 import pickle
 import subprocess
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rethink_jax import cli, records, shown
+from rethink_jax import cli, measuring, records, shown
 from rethink_jax.data import readers
 
 ROOT = Path(__file__).parents[1]
@@ -608,6 +609,17 @@ def test_an_image_that_is_found_damaged_while_running(name, word, folder, tmp_pa
     assert outcome.code == cli.EXIT_USER
     (line,) = outcome.err.splitlines()
     assert line.startswith("error: ") and "train/a/0.png" in line and word in line
+
+
+def test_nothing_is_measured_where_nothing_can_be_written(folder, monkeypatch):
+    def refuse(folder):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(folder))
+
+    monkeypatch.setattr(measuring, "check_writable", refuse)
+    path = folder / "workdirs" / "finished"
+    outcome = commands.run("measure", f"--workdir={path}", "--measures=norms")
+    said = f"error: cannot write {path}/measures.csv: Read-only file system; make room there"
+    assert outcome.code == cli.EXIT_USER and outcome.err.startswith(said)
 
 
 def test_images_in_folders_of_any_bytes(tmp_path):
