@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
+import re
 import shutil
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +27,25 @@ from rethink_jax.trials import FIELDS
 # checkpointer waits for its save, so each is done before the next begins.
 _ONE_SAVE = threading.Lock()
 
+# Else, where a folder cannot be made, threads wait for it for twenty minutes, and the process for
+# them (0.12.8).
+_IN_ORDER = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+
+
+@contextlib.contextmanager
+def _saving() -> Iterator[None]:
+    """One save at a time. Raises OSError for what the file system refuses."""
+    with _ONE_SAVE:
+        try:
+            yield
+        # The storage under orbax has an error of its own for it, with the system's number within.
+        except ValueError as error:
+            found = re.search(r"os_error_code='(\d+)'", str(error))
+            gone = errno.ENOENT if str(error).startswith("NOT_FOUND") else None
+            if number := int(found[1]) if found else gone:
+                raise OSError(number, os.strerror(number)) from error
+            raise
+
 
 class GroupCheckpoint:
     """The two newest states of a group's lanes, each complete or not there at all.
@@ -34,7 +58,10 @@ class GroupCheckpoint:
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=2, enable_async_checkpointing=False, cleanup_tmp_directories=True
+                max_to_keep=2,
+                enable_async_checkpointing=False,
+                async_options=_IN_ORDER,
+                cleanup_tmp_directories=True,
             ),
         )
 
@@ -44,7 +71,7 @@ class GroupCheckpoint:
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state_L), meta=ocp.args.JsonSave(meta)
         )
-        with _ONE_SAVE:
+        with _saving():
             self._manager.save(step, args=items)
 
     def restore(
@@ -86,7 +113,7 @@ class GroupCheckpoint:
 
 def save_network(folder: Path, variables: dict[str, Any]) -> None:
     """Writes one finished network: params, and what else the model keeps (batch statistics)."""
-    with _ONE_SAVE, ocp.StandardCheckpointer() as checkpointer:
+    with _saving(), ocp.StandardCheckpointer(async_options=_IN_ORDER) as checkpointer:
         checkpointer.save(folder.absolute(), variables, force=True)
 
 

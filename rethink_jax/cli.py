@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
 import runpy
@@ -15,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from absl import app, flags
+from absl import logging as absl_logging
 
 from rethink_jax import axes, devices, shown
 from rethink_jax.schema import UserError, plain, suggest
@@ -42,6 +44,9 @@ def run(
     if isinstance(sys.stdout, io.TextIOWrapper):  # A name may have what the terminal has not.
         sys.stdout.reconfigure(errors="backslashreplace")
     app.define_help_flags()
+    debug = any(re.fullmatch(r"--?debug(=(true|1))?", a, re.IGNORECASE) for a in sys.argv)
+    if not debug:
+        _quiet_orbax()
     try:
         _parse_flags(known_fields or _fields_of_a_sweep)
         for name, why in flags_needed.items():
@@ -51,7 +56,7 @@ def run(
             _run_own(flags.FLAGS.own)
         code = main()
     except UserError as error:
-        if _wants_traceback():
+        if debug:
             raise
         # A name that a user gave may have a newline in it, or what moves a terminal's cursor.
         print(f"error: {shown.line(str(error))}", file=sys.stderr)
@@ -59,7 +64,7 @@ def run(
     except BrokenPipeError:  # Whoever read what is printed has ended, as `head` does.
         code = EXIT_INTERRUPTED
     except OSError as error:  # Of a disk or a terminal, of which nothing better was said.
-        if _wants_traceback():
+        if debug:
             raise
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {shown.line(f'{where}{error.strerror or error}')}", file=sys.stderr)
@@ -67,21 +72,40 @@ def run(
     except KeyboardInterrupt:  # A second Ctrl-C; the first one ends a sweep in order.
         print("stopped without saving", file=sys.stderr)
         code = EXIT_INTERRUPTED
+    sys.exit(_flushed(code))
+
+
+def _flushed(code: int) -> int:
+    """The exit code, once all that was printed is out; another one, if it cannot be."""
     try:
         sys.stdout.flush()
     except OSError as error:  # The interpreter would try it once more, with a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
-            code = code or EXIT_INTERRUPTED
-        elif not code:
+            return code or EXIT_INTERRUPTED
+        if not code:
             print(f"error: {error.strerror or error}", file=sys.stderr)
-            code = EXIT_USER
-    sys.exit(code)
+        return code or EXIT_USER
+    return code
 
 
-def _wants_traceback() -> bool:
-    """Whether --debug was given; also if the flags were not parsed."""
-    return any(re.fullmatch(r"--?debug(=(true|1))?", a, re.IGNORECASE) for a in sys.argv)
+def _quiet_orbax() -> None:
+    """Keeps back what orbax prints beside the errors that it raises, which are said in one line.
+
+    On a full disk that would be hundreds of lines, from several of its threads.
+    """
+    absl_logging.get_absl_logger().addFilter(_is_not_of_orbax)
+    sys.unraisablehook = _show_unless_late
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+def _show_unless_late(unraisable: Any) -> None:
+    # From threads of its storage, which still work for an event loop that has ended by then.
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _parse_flags(known_fields: Callable[[], list[str]]) -> None:

@@ -22,10 +22,9 @@ from rethink_jax import inputs as trial_inputs
 from rethink_jax import measuring_along, memory, step, train
 from rethink_jax.choices import BY_RULE, Choices
 from rethink_jax.data.dataset import Dataset
+from rethink_jax.lane_run import Finished, LaneRun, OnFailed
 from rethink_jax.lanes import (
-    Finished,
     LanePrograms,
-    LaneRun,
     Layout,
     choose_layout,
     copy_lane,
@@ -147,8 +146,9 @@ class GroupRun(LaneRun):
         on_finished: Callable[[Finished], None],
         image_bytes: int = 2**32,
         choices: Choices = BY_RULE,
+        on_failed: OnFailed | None = None,
     ):
-        super().__init__(group, dataset, settings, on_finished, choices)
+        super().__init__(group, dataset, settings, on_finished, choices, on_failed)
         versions = {trial_inputs.image_version(t) for t in group.trials}
         shared, limit = shared_sharding(self.layout), memory.limit_of(self.layout.devices)
         most = image_bytes if limit is None else min(image_bytes, limit // 2)
@@ -217,18 +217,9 @@ class GroupRun(LaneRun):
         in_use = {int(self._inputs_L.image_set[i]) for i, t in enumerate(self.lanes) if t}
         return self._images.place_of(trial_inputs.image_version(trial), in_use)
 
-    def _next_trial(self) -> tuple[Trial, int] | None:
-        """The first waiting trial whose images are there or can be made, and where they are."""
-        for trial in self.waiting:
-            if (place := self._place(trial)) is not None:
-                self.waiting.remove(trial)
-                return trial, place
-        return None
-
     def _refill(self) -> None:
         fresh_L = np.zeros(self.layout.lanes, np.bool_)
-        while (lane := self._free_lane()) is not None and (found := self._next_trial()):
-            self._assign(lane, *found)
+        while (lane := self._free_lane()) is not None and self._fill(lane):
             fresh_L[lane] = True
         if fresh_L.any():
             self._inputs = self.programs.put(self._inputs_L)

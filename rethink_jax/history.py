@@ -1,7 +1,7 @@
 """What the commands that ran in a workdir left of themselves, without a file that two write.
 
 run.json                          the experiment as the first command had it; written once
-runs/<time>_<slice>_<pid>_<>.json  one command: when, what, by which code, versions and devices
+runs/<number>_<slice>_<pid>_<>.json  one command: when, what, by which code, versions, devices
 choices/widths.<number>.json      which networks are padded to which; each adds to those before
 choices/<group>.<device>.json     what a group runs with on one kind of device
 
@@ -11,7 +11,6 @@ What is chosen is written once: of several processes, the first one decides for 
 from __future__ import annotations
 
 import contextlib
-import datetime
 import json
 import os
 import re
@@ -110,7 +109,7 @@ class History:
             return None
         began_with, fixed = {k: head[k] for k in ("config", "config_sha256")}, head["fixed_fields"]
         runs = []
-        for path in sorted((self._path / "runs").glob("*.json")):
+        for path in sorted((self._path / "runs").glob("*.json"), key=lambda p: (_number(p.name), p)):
             run = _read(path, damaged.RUN)
             head |= {k: run.pop(k, began_with[k]) for k in began_with}
             head["data"] |= run.pop("data", {})
@@ -133,10 +132,13 @@ class History:
         Args:
           facts: with what differs from run.json: config, config_sha256, fixed_fields, data.
         """
-        (self._path / "runs").mkdir(exist_ok=True)
-        time = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S.%f")
-        name = f"{time}_{slice_name}_{os.getpid()}_{secrets.token_hex(2)}.json"
-        return Run(self._path / "runs" / name, facts)
+        folder = self._path / "runs"
+        folder.mkdir(exist_ok=True)
+        # By what is there and no clock, which may differ or go back; two at once may have one
+        # number, and neither was before the other.
+        number = 1 + max((_number(p.name) for p in folder.glob("*.json")), default=0)
+        name = f"{number:06}_{slice_name}_{os.getpid()}_{secrets.token_hex(2)}.json"
+        return Run(folder / name, facts)
 
     # --- what is chosen ---------------------------------------------------------------------------
 
@@ -156,10 +158,11 @@ class History:
                 return
 
     def _widths(self) -> tuple[dict[str, Any], int]:
-        """{id of a trial's static fields: those of the network it is padded to}, and of how many
-        files."""
+        """{id of a trial's static fields: those of the network it is padded to}, and the number
+        of the next file; one before may have been deleted."""
         paths = sorted((self._path / "choices").glob("widths.*.json"))
-        return {k: v for path in paths for k, v in _read(path, _WIDTHS).items()}, len(paths)
+        number = 1 + max((_number(p.name.removeprefix("widths.")) for p in paths), default=-1)
+        return {k: v for path in paths for k, v in _read(path, _WIDTHS).items()}, number
 
     def choices(self, group_id: str, device: str) -> dict[str, Any] | None:
         """What a group was chosen to run with on a kind of device, if anything was."""
@@ -177,6 +180,12 @@ class History:
     def _choices_path(self, group_id: str, device: str) -> Path:
         name = re.sub(r"[^A-Za-z0-9]+", "-", device).strip("-").lower()
         return self._path / "choices" / f"{group_id}.{name}.json"
+
+
+def _number(name: str) -> int:
+    """Where a file stands among the others, by its name."""
+    found = re.match(r"\d+", name)
+    return int(found[0]) if found else 0
 
 
 def _json(value: Any) -> str:

@@ -18,6 +18,7 @@ from rethink_jax.data.corruption import (
     ImageSet,
     PixelCorruptionSpec,
     PixelStats,
+    check_labels,
     corrupt_labels,
     corrupt_pixels,
     pixel_stats,
@@ -151,23 +152,22 @@ def trial_labels(trial: Trial, dataset: AnyDataset) -> tuple[np.ndarray, np.ndar
     """
     splits = (dataset.train_labels, streams.LABELS), (dataset.test_labels, streams.TEST_LABELS)
     kind, prob = trial["corruption.labels"], trial["corruption.label_prob"]
-    seed = trial["corruption.seed"]
+    seed, classes = trial["corruption.seed"], dataset.num_classes
     with on_host():
-        train_N, test_M = (
-            np.asarray(corrupt_labels(labels, kind, prob, seed, name, dataset.num_classes))
-            for labels, name in splits
-        )
+
+        def drawn(labels_N: np.ndarray, name: int) -> np.ndarray:
+            return np.asarray(corrupt_labels(labels_N, kind, prob, seed, name, classes))
+
+        train_N, test_M = (check_labels(drawn(*split), kind, classes) for split in splits)
         if isinstance(dataset, Dataset) and dataset.confusion_N is not None:
             random_N = corrupt_labels(
-                dataset.train_labels, "uniform", 1.0, seed, streams.LABELS, dataset.num_classes
+                dataset.train_labels, "uniform", 1.0, seed, streams.LABELS, classes
             )
             train_N = np.where(dataset.confusion_N, random_N, train_N)
         if (number := trial["data.replaced"]) is not None:
             # One is taken of draws for all places, so that those of two places are independent.
             label_N = np.full_like(train_N, dataset.left_out.example(number)[1])
-            name = streams.REPLACED_LABEL
-            drawn_N = corrupt_labels(label_N, kind, prob, seed, name, dataset.num_classes)
-            train_N = _with(train_N, number, drawn_N[number])
+            train_N = _with(train_N, number, drawn(label_N, streams.REPLACED_LABEL)[number])
     return train_N, test_M
 
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from rethink_jax import records, train
-from rethink_jax.lanes import Finished
+from rethink_jax.lane_run import Finished
 from rethink_jax.schema import nest
 from rethink_jax.step import Spec
 from rethink_jax.trials import Group, Trial

@@ -18,7 +18,7 @@ from rethink_jax.choices import BY_RULE, Choices
 from rethink_jax.claims import Claim
 from rethink_jax.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 from rethink_jax.history import Run
-from rethink_jax.lanes import Finished, LaneRun
+from rethink_jax.lane_run import Finished, LaneRun, OnFailed
 from rethink_jax.progress import Progress, Snapshot
 from rethink_jax.result import result_of
 from rethink_jax.schema import UserError, first_line
@@ -34,7 +34,7 @@ class Plan(Protocol):
 
     trials: all that are to be run   part: the slice that they are
     size_of: how many trials all slices of a group have together
-    group_run: (group, on_finished, lanes, choices) -> its run
+    group_run: (group, on_finished, on_failed, lanes, choices) -> its run
     """
 
     settings: dict[str, Any]
@@ -46,7 +46,12 @@ class Plan(Protocol):
     def planned_rows(self) -> list[dict[str, Any]]: ...
 
     def group_run(
-        self, group: Group, on_finished: Any, lanes: int = 0, choices: Choices = BY_RULE
+        self,
+        group: Group,
+        on_finished: Any,
+        on_failed: OnFailed | None = None,
+        lanes: int = 0,
+        choices: Choices = BY_RULE,
     ) -> Any: ...
 
 
@@ -94,6 +99,9 @@ class Runner:
         self._own = {t.trial_id for t in sweep.trials}
         self._writes: list[Future[None]] = []
         self._steps = 0
+        # By this command, beside what the workdir is known to have; and why, as far as it was said.
+        self._failed: set[str] = set()
+        self._reasons: set[str] = set()
         self._view = records.TableView(workdir, sweep.planned_rows(), outcomes)
         self._table = _Regularly(_TABLE_SECONDS)
         claim.report(done=self.done, total=len(sweep.trials))
@@ -129,13 +137,13 @@ class Runner:
             try:
                 return self._attempt(group, lanes)
             except memory.OutOfMemory as error:
-                return self._fail(group, error)
+                return self._fail_group(group, error)
             except (OSError, UserError):
                 raise
             # The network, a corruption and much else can be the user's own code.
             except Exception as error:
                 if not memory.is_out_of_memory(error) or group.group_id not in self._layouts:
-                    return self._fail(group, error)
+                    return self._fail_group(group, error)
                 said = first_line(error)
             # With the error its frames are gone, and with these the arrays of what has failed.
             self._drop_writes()
@@ -147,20 +155,33 @@ class Runner:
             )
         if lanes is None:
             lack = f"out of memory with one lane on each of {failed['devices']} device(s)"
-            self._fail(group, memory.OutOfMemory(f"{lack}. {memory.ADVICE}"))
+            self._fail_group(group, memory.OutOfMemory(f"{lack}. {memory.ADVICE}"))
 
-    def _fail(self, group: Group, error: Exception) -> None:
+    def _fail_group(self, group: Group, error: Exception) -> None:
         """Records that what is left of a group cannot be run."""
         self._drop_writes()
-        name = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        reason = name + first_line(error)
         left = self._todo(group)
-        for trial in left:
-            self._workdir.write_failed(trial, group.group_id, reason, error)
+        reason = self._record_failed(left, group, error)
         self._progress.say(f"{len(left)} trials of group {group.group_id} failed: {reason}")
 
+    def _fail_trial(self, trial: Trial, group: Group, error: Exception) -> None:
+        """Records that a trial cannot be run, and says it of the first one with this reason."""
+        reason = self._record_failed([trial], group, error)
+        if reason not in self._reasons:
+            self._reasons.add(reason)
+            self._progress.say(f"trial {trial.trial_id} failed: {reason}")
+
+    def _record_failed(self, trials: list[Trial], group: Group, error: Exception) -> str:
+        """Writes it into the trials' folders; returns the reason in one line."""
+        name = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        reason = name + first_line(error)
+        for trial in trials:
+            self._workdir.write_failed(trial, group.group_id, reason, error)
+            self._failed.add(trial.trial_id)
+        return reason
+
     def _todo(self, group: Group) -> list[Trial]:
-        ended = self._finished.keys() | self._outcomes.failed.keys()
+        ended = self._finished.keys() | self._outcomes.failed.keys() | self._failed
         return [t for t in group.trials if t.trial_id not in ended]
 
     def _attempt(self, group: Group, lanes: int) -> None:
@@ -171,7 +192,8 @@ class Runner:
         choices = self._choices(group)
         on_finished = lambda f: self._submit(self._write, spec, group, f)  # noqa: E731
         # Not `run` itself, which would refer to itself: its arrays are to go when it goes.
-        run = self._sweep.group_run(group, on_finished, lanes, choices)
+        on_failed = lambda t, error: self._fail_trial(t, group, error)  # noqa: E731
+        run = self._sweep.group_run(group, on_finished, on_failed, lanes, choices)
         spec = run.spec
         folder = self._workdir.group_dir(group.group_id, self._sweep.part)
         checkpoint, done = GroupCheckpoint(folder), False
@@ -245,8 +267,9 @@ class Runner:
         failed = sum(t.trial_id in self._outcomes.failed for t in self._sweep.trials)
         if self._claim.lost:
             raise UserError(
-                f"another process took over slice {self._sweep.part} of {self._workdir.path}, "
-                "since this one showed no sign of life; what was finished before is stored"
+                f"slice {self._sweep.part} of {self._workdir.path} is not this process's any more: "
+                "another one took over, which saw no sign of life of it, or its file in claims/ "
+                "was removed; what was finished before is stored"
             )
         self._claim.report(done=done, total=total)
         if self._signals and done + failed < total:
@@ -278,7 +301,7 @@ class Runner:
         done = [r for i, r in list(self._finished.items()) if i in self._own]
         epochs = [r["epochs"] for r in done]
         expected = np.mean(epochs) if epochs else run.spec.fields["stop.max_epochs"]
-        failed = sum(i in self._own for i in list(self._outcomes.failed))
+        failed = len(self._own & (set(self._outcomes.failed) | self._failed))
         left = len(self._sweep.trials) - len(done) - failed
         running = {t: run.epochs_of[t] for t in run.lanes if t is not None}
         now = Snapshot(

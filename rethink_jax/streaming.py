@@ -19,7 +19,8 @@ from rethink_jax.choices import BY_RULE, Choices
 from rethink_jax.data import loader
 from rethink_jax.data.streamed import StreamedDataset
 from rethink_jax.devices import available_cores
-from rethink_jax.lanes import Finished, LanePrograms, LaneRun, Layout, snapshot
+from rethink_jax.lane_run import Finished, LaneRun, OnFailed
+from rethink_jax.lanes import LanePrograms, Layout, snapshot
 from rethink_jax.trials import Group, Trial
 
 _CHUNK_BYTES = 2**26
@@ -119,8 +120,9 @@ class StreamRun(LaneRun):
         settings: dict[str, Any],
         on_finished: Callable[[Finished], None],
         choices: Choices = BY_RULE,
+        on_failed: OnFailed | None = None,
     ):
-        super().__init__(group, dataset, settings, on_finished, choices)
+        super().__init__(group, dataset, settings, on_finished, choices, on_failed)
         batch_bytes = self.spec.fields["batch_size"] * int(np.prod(self.spec.image_shape))
         fitting = min(_CHUNK_BYTES // batch_bytes, self.spec.steps_per_epoch, _MAX_STEPS)
         self._size = settings["engine.steps_per_dispatch"] or max(fitting, 1)
@@ -242,8 +244,7 @@ class StreamRun(LaneRun):
     def _next_wave(self) -> None:
         self._at = Position()
         fresh_L = np.zeros(self.layout.lanes, np.bool_)
-        while self.waiting and (lane := self._free_lane()) is not None:
-            self._assign(lane, self.waiting.pop(0), 0)
+        while (lane := self._free_lane()) is not None and self._fill(lane):
             fresh_L[lane] = True
         self._inputs = self.programs.put(self._inputs_L)
         self._state = self.programs.start(self._inputs, self.programs.put(fresh_L), self._state)

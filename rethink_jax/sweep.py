@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 import time
@@ -32,6 +33,7 @@ from rethink_jax.data.corruption import corrupt_pixels, pixel_stats
 from rethink_jax.data.streamed import StreamedDataset
 from rethink_jax.engine import GroupRun
 from rethink_jax.inputs import AnyDataset
+from rethink_jax.lane_run import OnFailed
 from rethink_jax.lanes import choose_layout
 from rethink_jax.progress import Progress
 from rethink_jax.runner import Runner
@@ -113,16 +115,26 @@ class Sweep:
         return [records.planned_row(t, group_ids[t.trial_id]) for t in self.all_trials]
 
     def group_run(
-        self, group: Group, on_finished: Any, lanes: int = 0, choices: Choices = BY_RULE
+        self,
+        group: Group,
+        on_finished: Any,
+        on_failed: OnFailed | None = None,
+        lanes: int = 0,
+        choices: Choices = BY_RULE,
     ) -> GroupRun | StreamRun:
-        """The group, ready to begin; with so many lanes, if not as the settings say."""
+        """The group, ready to begin; with so many lanes, if not as the settings say.
+
+        Args:
+          on_finished, on_failed: as of `LaneRun`.
+        """
         dataset = self.dataset_of(group)
         settings = self.settings | ({"engine.lanes": lanes} if lanes else {})
         own = {t.static for t in group.trials}
         settings["measure.names"] = {static: self.along[static].names for static in own}
+        told = {"on_finished": on_finished, "on_failed": on_failed}
         if isinstance(dataset, StreamedDataset):
-            return StreamRun(group, dataset, settings, on_finished, choices=choices)
-        return GroupRun(group, dataset, settings, on_finished, choices=choices)
+            return StreamRun(group, dataset, settings, choices=choices, **told)
+        return GroupRun(group, dataset, settings, choices=choices, **told)
 
 
 def _beside_model(trial: Trial) -> tuple[tuple[str, Any], ...]:
@@ -337,6 +349,7 @@ def _examples(sweep: Sweep) -> dict[str, np.ndarray]:
         part = f" {spec.fraction:g}" if spec.fraction < 1 else ""
         name = f"{spec.kind}{part}" + (f", strength {spec.strength:g}" if spec.strength < 1 else "")
         if not spec.is_identity and name not in found and len(found) < _EXAMPLES:
-            made = corrupt_pixels(clean, spec, pixel_stats(dataset.train_images))
-            found[name] = np.clip(np.round(made.pixels()), 0, 255).astype(np.uint8)
+            with contextlib.suppress(Exception):  # Of the user's code: the trials will say it.
+                made = corrupt_pixels(clean, spec, pixel_stats(dataset.train_images))
+                found[name] = np.clip(np.round(made.pixels()), 0, 255).astype(np.uint8)
     return found

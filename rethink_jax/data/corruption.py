@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rethink_jax.schema import UserError
 from rethink_jax.streams import PIXELS as PIXEL_STREAM
 from rethink_jax.streams import TEST_PIXELS as TEST_PIXEL_STREAM
 from rethink_jax.streams import stream
@@ -47,8 +48,41 @@ LABELS: dict[str, LabelCorruption] = {"uniform": uniform}
 def corrupt_labels(
     labels_N: jax.Array, kind: str, prob: float, seed: int, name: int, num_classes: int
 ) -> jax.Array:
-    """A trial's labels: int32[N]. `name` is the stream: LABELS or, for test, TEST_LABELS."""
-    return LABELS[kind](stream(seed, name), labels_N, jnp.float32(prob), num_classes)
+    """A trial's labels: int32[N]. `name` is the stream: LABELS or, for test, TEST_LABELS.
+
+    Raises:
+      UserError: what the corruption gives are no labels, as far as their shape and type tell.
+    """
+    found_N = LABELS[kind](stream(seed, name), labels_N, jnp.float32(prob), num_classes)
+    if (found_N := _array(found_N, f"label corruption {kind!r}")).shape != labels_N.shape:
+        raise UserError(
+            f"the label corruption {kind!r} gives an array of shape {found_N.shape} for labels of "
+            f"shape {labels_N.shape}; give one label for each"
+        )
+    if not jnp.issubdtype(found_N.dtype, jnp.integer):
+        raise UserError(
+            f"the label corruption {kind!r} gives {found_N.dtype}; give integers, the numbers of "
+            "classes"
+        )
+    return found_N.astype(jnp.int32)
+
+
+def check_labels(labels_N: np.ndarray, kind: str, num_classes: int) -> np.ndarray:
+    """The labels that a corruption gave; UserError if there is no such class."""
+    if len(labels_N) and not 0 <= labels_N.min() <= labels_N.max() < num_classes:
+        raise UserError(
+            f"the label corruption {kind!r} gives labels from {labels_N.min()} to "
+            f"{labels_N.max()}; give numbers of classes, from 0 to {num_classes - 1}"
+        )
+    return labels_N
+
+
+def _array(given: object, what: str) -> jax.Array:
+    """What a function of the user returned, if it is an array; else UserError."""
+    try:
+        return jnp.asarray(given)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the {what} gives {type(given).__name__}; give an array") from error
 
 
 # --- pixels ---------------------------------------------------------------------------------------
@@ -171,6 +205,9 @@ def corrupt_pixels(
       stats: of the training set, also for test images.
       test: draw from the test stream (the permutation of "shuffled" is that of training).
       first: the number of the first image; the others follow.
+
+    Raises:
+      UserError: what the corruption gives is no image.
     """
     count = len(images_NxHxWxC)
     if spec.is_identity:
@@ -185,7 +222,13 @@ def corrupt_pixels(
             stats, kind=spec.kind, test=test,
         )  # fmt: skip
         parts.append([np.asarray(a)[: count - start] for a in part])
-    return ImageSet(*(np.concatenate(p) for p in zip(*parts, strict=True)))
+    made = ImageSet(*(np.concatenate(p) for p in zip(*parts, strict=True)))
+    if not (finite_N := np.isfinite(made.scale) & np.isfinite(made.offset)).all():
+        raise UserError(
+            f"the pixel corruption {spec.kind!r} gives NaN or infinite pixels, as in image "
+            f"{first + finite_N.argmin()}; give finite grey levels"
+        )
+    return made
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "test"))
@@ -206,7 +249,13 @@ def _corrupt_batch(
     def one(image_HxWxC: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         choice_key, key = jax.random.split(jax.random.fold_in(images_key, index))
         image = image_HxWxC.astype(jnp.float32)
-        mixed = (1 - strength) * image + strength * corrupt(image, set_key, key, stats)
+        corrupted = _array(corrupt(image, set_key, key, stats), f"pixel corruption {kind!r}")
+        if corrupted.shape != image.shape:
+            raise UserError(
+                f"the pixel corruption {kind!r} gives an array of shape {corrupted.shape} for an "
+                f"image of shape {image.shape}; give an image of that shape"
+            )
+        mixed = (1 - strength) * image + strength * corrupted
         return _encode(jnp.where(jax.random.uniform(choice_key) < fraction, mixed, image))
 
     return jax.vmap(one)(images_BxHxWxC, index_B)

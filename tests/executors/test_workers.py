@@ -46,6 +46,13 @@ def free_port():
         return one.getsockname()[1]
 
 
+def needs(executor):
+    if executor == "ray" and importlib.util.find_spec("ray") is None:
+        pytest.skip("ray is not installed")
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("two workers need two cores")
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """The sweep in one process."""
@@ -66,20 +73,41 @@ def worker_of(workdir, part):
     raise AssertionError("no worker has begun")
 
 
-@pytest.mark.parametrize("executor", ["processes", "ray"])
-def test_a_killed_worker_changes_nothing(tmp_path, alone, executor):
-    if executor == "ray" and importlib.util.find_spec("ray") is None:
-        pytest.skip("ray is not installed")
-    if len(os.sched_getaffinity(0)) < 2:
-        pytest.skip("two workers need two cores")
-    process = start(tmp_path, f"--executor={executor}", "--workers=2")
-    os.kill(worker_of(tmp_path, "1of2"), signal.SIGKILL)
+def parent_of(pid):
+    """The process that began another one."""
+    stat = Path(f"/proc/{pid}/stat").read_text()
+    return int(stat.rpartition(")")[2].split()[1])
+
+
+def check_the_same(process, workdir, alone):
+    """It comes to its end, with every trial once and the results of one process; what it said."""
     said = process.communicate(timeout=250)[0]
     assert process.returncode == 0, said
-    assert "the worker of slice 1/2 ended with code -9 and is begun again" in said
-    assert results(tmp_path) == alone
-    trials = rethink_jax.load_results(tmp_path).trials
+    assert results(workdir) == alone
+    trials = rethink_jax.load_results(workdir).trials
     assert trials["trial_id"].is_unique and len(trials) == len(alone)
+    return said
+
+
+@pytest.mark.parametrize("executor", ["processes", "ray"])
+def test_a_killed_worker_changes_nothing(tmp_path, alone, executor):
+    needs(executor)
+    process = start(tmp_path, f"--executor={executor}", "--workers=2")
+    os.kill(worker_of(tmp_path, "1of2"), signal.SIGKILL)
+    said = check_the_same(process, tmp_path, alone)
+    assert "the worker of slice 1/2 ended with code -9 and is begun again" in said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+def test_a_killed_process_of_ray_changes_nothing(tmp_path, alone):
+    """Ray's own process, above the worker: as when a node dies, Ray begins the task again."""
+    needs("ray")
+    process = start(tmp_path, "--executor=ray", "--workers=2")
+    worker = worker_of(tmp_path, "1of2")
+    os.kill(parent_of(worker), signal.SIGKILL)
+    check_the_same(process, tmp_path, alone)
+    taken = {json.loads(p.read_text())["pid"] for p in tmp_path.glob("claims/1of2.*.json")}
+    assert taken and worker not in taken
 
 
 def test_workers_save_and_end_with_the_command(tmp_path, alone):
