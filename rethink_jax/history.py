@@ -109,7 +109,9 @@ class History:
             return None
         began_with, fixed = {k: head[k] for k in ("config", "config_sha256")}, head["fixed_fields"]
         runs = []
-        for path in sorted((self._path / "runs").glob("*.json"), key=lambda p: (_number(p.name), p)):
+        for path in sorted(
+            (self._path / "runs").glob("*.json"), key=lambda p: (_number(p.name), p)
+        ):
             run = _read(path, damaged.RUN)
             head |= {k: run.pop(k, began_with[k]) for k in began_with}
             head["data"] |= run.pop("data", {})
