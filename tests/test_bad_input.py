@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import commands
 import hostile
+import hostile_workdirs
 import numpy as np
 import pytest
 from PIL import Image
@@ -510,7 +511,7 @@ def folder(tmp_path_factory):
         (tmp / name).mkdir()
         write(tmp / name)
     (tmp / "workdirs").mkdir()
-    hostile.write_workdirs(tmp / "workdirs", tmp / "configs")
+    hostile_workdirs.write_workdirs(tmp / "workdirs", tmp / "configs")
     (tmp / "a_file").write_text("mine")
     return tmp
 
