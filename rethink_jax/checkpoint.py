@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,7 +53,7 @@ class GroupCheckpoint:
     A checkpoint holds the stacked trial states and, per lane, the id of its trial.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, read_only: bool = False):
         self._folder = folder
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
@@ -61,7 +61,8 @@ class GroupCheckpoint:
                 max_to_keep=2,
                 enable_async_checkpointing=False,
                 async_options=_IN_ORDER,
-                cleanup_tmp_directories=True,
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
             ),
         )
 
@@ -109,6 +110,41 @@ class GroupCheckpoint:
         self._manager.close()
         if delete:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def latest(
+    own: tuple[Any, dict[str, Any]] | None,
+    others: Sequence[tuple[Any, dict[str, Any]]],
+    trial_ids: Collection[str],
+) -> tuple[Any, dict[str, Any]] | None:
+    """Of several checkpoints of a group one, in which each of these trials is where it got last.
+
+    Args:
+      own, others: (state_L, meta). Those of streamed images, which have a place in common in the
+        order of the images, cannot be put together; then it is `own`.
+    """
+    found = [*([own] if own else []), *others]
+    if not others or any("position" in meta for _, meta in found):
+        return own
+    newest: dict[str, tuple[int, int, int]] = {}
+    for which, (state_L, meta) in enumerate(found):
+        for row, trial_id in enumerate(meta["lanes"]):
+            if trial_id in trial_ids:
+                place = int(state_L.epoch[row]), -which, row
+                newest[trial_id] = max(newest.get(trial_id, place), place)
+    places = [(-which, row) for _, which, row in newest.values()]
+    if not places or (own and not any(which for which, _ in places)):
+        return own
+    state_L = jax.tree.map(
+        lambda *leaves_L: np.stack([leaves_L[which][row] for which, row in places]),
+        *(state_L for state_L, _ in found),
+    )
+    measured = [found[which][1].get("measured", {}) for which, _ in places]
+    return state_L, {
+        "lanes": list(newest),
+        "layout": None,
+        "measured": {i: m[i] for i, m in zip(newest, measured, strict=True) if i in m},
+    }
 
 
 def save_network(folder: Path, variables: dict[str, Any]) -> None:

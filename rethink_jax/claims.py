@@ -111,6 +111,12 @@ def read_all(workdir: Path) -> list[Found]:
     return [claim for claim in found if claim is not None]
 
 
+def at_work(workdir: Path, besides: Path) -> set[str]:
+    """The slices of other processes that are alive, or may be; besides: the claim of this one."""
+    others = [f for f in read_all(workdir) if f.path != besides]
+    return {f.facts.get("slice", "") for f in others if f.life in ("alive", "unknown")}
+
+
 # --- taking one -----------------------------------------------------------------------------------
 
 

@@ -155,6 +155,8 @@ class GroupRun(LaneRun):
         self._images = trial_inputs.ImageStore(dataset, versions, most, shared)
         self._along = Along(group, self.spec, settings)
         self._pending: Dispatch | None = None
+        # Of a checkpoint, its state and the row: trials under way that wait for a lane.
+        self._kept: dict[Trial, tuple[train.TrialState, int]] = {}
         self._epochs_per_dispatch = settings["engine.epochs_per_dispatch"] or 1
         self._last_collected = time.monotonic()
 
@@ -172,7 +174,8 @@ class GroupRun(LaneRun):
 
         Args:
           waiting: the trials to run, in order.
-          restored: a checkpoint; of its trials, those in `waiting` go on where they stood.
+          restored: a checkpoint; of its trials, those in `waiting` go on where they stood, also
+            if they are more than there are lanes.
         """
         self.waiting = list(waiting)
         if restored and self._holds_all(restored[1]):
@@ -183,7 +186,8 @@ class GroupRun(LaneRun):
         if restored:
             saved, meta = restored
             self._take_up(state_L, saved, meta["lanes"], saved.epoch)
-            self._along.restore(self.lanes, meta.get("measured", {}))
+            self._keep(saved, meta["lanes"])
+            self._along.restore([*self.lanes, *self._kept], meta.get("measured", {}))
         self._state = self.programs.put(state_L)
         self._inputs = self.programs.put(self._inputs_L)
         self._refill()
@@ -199,9 +203,16 @@ class GroupRun(LaneRun):
             self._collect(previous)
 
     def checkpoint(self) -> tuple[train.TrialState, dict[str, Any]]:
-        """The state of all lanes and which trials they hold, for `GroupCheckpoint.save`."""
-        meta = {"lanes": self._lane_ids(), "layout": self.chosen.describe()}
-        return snapshot(self._state), meta | {"measured": self._along.to_json(self.lanes)}
+        """The state of all trials under way and which they are, for `GroupCheckpoint.save`."""
+        state, ids = snapshot(self._state), self._lane_ids()
+        if self._kept:
+            kept = [jax.tree.map(lambda a, i=i: a[i : i + 1], s) for s, i in self._kept.values()]
+            state = jax.tree.map(lambda *parts: np.concatenate(parts), jax.device_get(state), *kept)
+        return state, {
+            "lanes": [*ids, *(t.trial_id for t in self._kept)],
+            "layout": self.chosen.describe(),
+            "measured": self._along.to_json([*self.lanes, *self._kept]),
+        }
 
     # --- inside -----------------------------------------------------------------------------------
 
@@ -210,20 +221,57 @@ class GroupRun(LaneRun):
         return Programs(self.spec, layout, struct, self._one_input, measured)
 
     def _holds_all(self, meta: dict[str, Any]) -> bool:
-        known = meta["layout"] == self.chosen.describe()
-        return known and {t.trial_id for t in self.waiting} <= set(meta["lanes"])
+        ids = meta["lanes"]
+        known = meta["layout"] == self.chosen.describe() and len(ids) <= self.chosen.lanes
+        return known and {t.trial_id for t in self.waiting} <= set(ids)
+
+    def _keep(self, saved: train.TrialState, trial_ids: list[str | None]) -> None:
+        """Keeps what a checkpoint holds of trials that still wait for a lane; they come first."""
+        waiting = {t.trial_id: t for t in self.waiting}
+        rows = [(waiting[i], row) for row, i in enumerate(trial_ids) if i in waiting]
+        self._kept = {trial: (saved, row) for trial, row in rows}
+        self.waiting.sort(key=lambda t: t not in self._kept)
+
+    def _goes_on(self, trial: Trial | None) -> bool:
+        """Whether a trial's state was kept, and can be taken up while other lanes are running."""
+        if trial is None or trial not in self._kept:
+            return False
+        saved, row = self._kept[trial]
+        # What was due to be measured there and was not is not there any more.
+        if self._along.due_L([trial], {trial: int(saved.epoch[row])}, 0).any():
+            del self._kept[trial]
+            return False
+        return True
+
+    def _put_back(self, lanes: Sequence[int]) -> None:
+        """Trials that were kept go on in these lanes, into which they were assigned."""
+        state_L = jax.tree.map(np.array, jax.device_get(self._state))
+        for lane in lanes:
+            trial = self.lanes[lane]
+            assert trial is not None
+            saved, row = self._kept.pop(trial)
+            copy_lane(state_L, lane, saved, row)
+            self.epochs_of[trial] = int(saved.epoch[row])
+        self._state = self.programs.put(state_L)
 
     def _place(self, trial: Trial) -> int | None:
         in_use = {int(self._inputs_L.image_set[i]) for i, t in enumerate(self.lanes) if t}
         return self._images.place_of(trial_inputs.image_version(trial), in_use)
 
     def _refill(self) -> None:
-        fresh_L = np.zeros(self.layout.lanes, np.bool_)
+        filled = []
         while (lane := self._free_lane()) is not None and self._fill(lane):
-            fresh_L[lane] = True
+            filled.append(lane)
+        if not filled:
+            return
+        self._inputs = self.programs.put(self._inputs_L)
+        back = [lane for lane in filled if self._goes_on(self.lanes[lane])]
+        fresh_L = np.zeros(self.layout.lanes, np.bool_)
+        fresh_L[[lane for lane in filled if lane not in back]] = True
         if fresh_L.any():
-            self._inputs = self.programs.put(self._inputs_L)
             self._state = self.programs.start(self._inputs, self.programs.put(fresh_L), self._state)
+        if back:
+            self._put_back(back)
 
     def _begun(self) -> dict[Trial, int]:
         """By trial in a lane: epochs done once all is that was dispatched, if it is not fitted."""

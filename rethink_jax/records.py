@@ -112,6 +112,11 @@ class Workdir:
         """Where the checkpoints of a group, or of a slice of it, are."""
         return self.path / "groups" / part.checkpoints(group_id)
 
+    def group_dirs(self, group_id: str) -> dict[Slice, Path]:
+        """All folders with checkpoints of a group, by the slice that wrote them."""
+        folders = (self.path / "groups").glob(f"{group_id}*")
+        return {Slice.of_checkpoints(folder.name): folder for folder in folders}
+
     def outcomes(self) -> Outcomes:
         """The trials that have ended, as they are on disk now.
 

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from rethink_jax import memory, records, train, tuning
-from rethink_jax.checkpoint import GroupCheckpoint, save_network
+from rethink_jax import claims, memory, records, train, tuning
+from rethink_jax.checkpoint import GroupCheckpoint, latest, save_network
 from rethink_jax.choices import BY_RULE, Choices
 from rethink_jax.claims import Claim
 from rethink_jax.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
@@ -248,7 +248,7 @@ class Runner:
         self, run: LaneRun, group: Group, todo: list[Trial], checkpoint: GroupCheckpoint, fit: bool
     ) -> None:
         """Fills the lanes, after taking fewer if that is asked for and there is no memory."""
-        restored = checkpoint.restore(run.one_state)
+        restored = self._restored(run, group, todo, checkpoint)
         self._progress.preparing(f"compiling the program of group {group.group_id}")
         self._layouts[group.group_id] = run.chosen.describe()
         if fit and (note := run.fit()):
@@ -256,6 +256,19 @@ class Runner:
             self._layouts[group.group_id] = run.chosen.describe()
         self._run.write()
         run.begin(todo, restored)
+
+    def _restored(
+        self, run: LaneRun, group: Group, todo: list[Trial], checkpoint: GroupCheckpoint
+    ) -> tuple[Any, dict[str, Any]] | None:
+        """The checkpoint to go on from, with trials that other slices than now had under way."""
+        there = claims.at_work(self._workdir.path, self._claim.path) | {str(self._sweep.part)}
+        others = [
+            GroupCheckpoint(folder, read_only=True).restore(run.one_state)
+            for part, folder in self._workdir.group_dirs(group.group_id).items()
+            if str(part) not in there
+        ]
+        own, ids = checkpoint.restore(run.one_state), {t.trial_id for t in todo}
+        return latest(own, [found for found in others if found], ids)
 
     def close(self, seconds: float) -> int:
         """Says how it ended; returns the exit code.

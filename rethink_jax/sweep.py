@@ -273,12 +273,11 @@ def _remove_checkpoints(
     sweep: Sweep, workdir: records.Workdir, outcomes: records.Outcomes, claim: claims.Claim
 ) -> None:
     """Removes those of groups that are done, which a kill or other slices than now have left."""
-    others = [f for f in claims.read_all(workdir.path) if f.path != claim.path]
-    there = {f.facts.get("slice") for f in others if f.life in ("alive", "unknown")}
+    there = claims.at_work(workdir.path, claim.path)
     for group in sweep.whole_groups:
         if all(t.trial_id in outcomes.finished for t in group.trials):
-            for folder in (workdir.path / "groups").glob(f"{group.group_id}*"):
-                if str(Slice.of_checkpoints(folder.name)) not in there:
+            for part, folder in workdir.group_dirs(group.group_id).items():
+                if str(part) not in there:
                     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -75,3 +75,18 @@ def write_image_folder():
         return folder
 
     return write
+
+
+@pytest.fixture
+def epochs_at_begin(monkeypatch):
+    """Epochs that the trials in the lanes had behind them, each time that a group began."""
+    from rethink_jax.engine import GroupRun
+
+    original, seen = GroupRun.begin, []
+
+    def begin(self, *args):
+        original(self, *args)
+        seen.append(sorted(self.epochs_of.values()))
+
+    monkeypatch.setattr(GroupRun, "begin", begin)
+    return seen

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from rethink_jax import config, engine, inputs, train, trials
+from rethink_jax import checkpoint, config, engine, inputs, train, trials
 from rethink_jax.data import sources
 from rethink_jax.schema import UserError
 
@@ -311,22 +311,83 @@ def test_checkpoint_and_restore_are_bitwise_uninterrupted(mixed):
             jax.tree.map(np.testing.assert_array_equal, done[trial], whole[trial])
 
 
-def test_restore_onto_fewer_lanes(mixed):
-    """A checkpoint of four lanes goes on with two; nothing is lost, to rounding."""
+@pytest.mark.parametrize("batching", ["map", "vmap"])
+@pytest.mark.parametrize("stop_again_after", [None, 0, 1, 4])
+def test_restore_onto_fewer_lanes(mixed, batching, stop_again_after):
+    """A checkpoint of four lanes goes on with two: those that find none go on later."""
     (group,) = trials.group(mixed)
-    whole = run_all(mixed, lanes=4)
-    run = group_run(group, lanes=4)
+    whole = run_all(mixed, lanes=4, batching=batching)
+    run = group_run(group, lanes=4, batching=batching)
     run.begin(group.trials)
     run.step()
-    state, meta = jax.device_get(run.checkpoint()[0]), run.checkpoint()[1]
+    run.step()
+    under_way = [t for t in run.lanes if t]
+    saved, done = jax.device_get(run.checkpoint()[0]), {}
+    restored = saved, run.checkpoint()[1]
+    first = {t: int(e) for t, e in zip(run.lanes, saved.epoch, strict=True) if t}
+    assert len(under_way) == 4 and sorted(first.values()) == [0, 2, 2, 2]  # One has diverged.
+    begun = {}
+
+    def finish(finished):
+        assert finished.trial not in done
+        done[finished.trial] = jax.device_get(finished.state)
+
+    def go_on(restored, steps):
+        left = [t for t in group.trials if t not in done]
+        again = group_run(group, finish, lanes=2, batching=batching)
+        again.begin(left, restored)
+        while again.busy and steps != 0:
+            for trial in again.lanes:
+                if trial:
+                    begun.setdefault(trial, int(again.epochs_of[trial]))
+            again.step()
+            steps = steps and steps - 1
+        return jax.device_get(again.checkpoint()[0]), again.checkpoint()[1]
+
+    if stop_again_after is not None:
+        restored = go_on(restored, stop_again_after)
+    go_on(restored, None)
+    assert {t: begun[t] for t in under_way} == first
+    for trial in mixed:
+        if batching == "map":
+            jax.tree.map(np.testing.assert_array_equal, done[trial], whole[trial])
+        assert done[trial].epoch == whole[trial].epoch
+
+
+def test_restore_of_several_checkpoints(mixed):
+    """Each trial goes on where it got last, whoever had it; the place of others is not touched."""
+    (group,) = trials.group(mixed)
+    whole, found = run_all(mixed, lanes=4), []
+    for some, steps in ((mixed[:3], 1), (mixed[2:], 2), (mixed[:2], 3)):
+        run = group_run(group, lanes=4)
+        run.begin(some)
+        for _ in range(steps):
+            run.step()
+        found.append((jax.device_get(run.checkpoint()[0]), run.checkpoint()[1]))
+    ids = {t.trial_id for t in mixed[:-1]}
+    state, meta = checkpoint.latest(found[0], found[1:], ids)
+    assert set(meta["lanes"]) == ids & {i for _, m in found for i in m["lanes"]}
+    epochs = dict(zip(meta["lanes"], state.epoch, strict=True))
+    assert epochs[mixed[0].trial_id] == epochs[mixed[1].trial_id] == found[2][0].epoch.max()
+    assert epochs[mixed[2].trial_id] == found[1][0].epoch.max()
     done = {}
     again = group_run(group, lambda f: done.update({f.trial: jax.device_get(f.state)}), lanes=2)
-    again.begin(group.trials, (state, meta))
-    assert sum(int(e) > 0 for e in again.epochs_of.values()) == 2
+    again.begin(mixed, (state, meta))
     while again.busy:
         again.step()
     for trial in mixed:
-        assert done[trial].epoch == whole[trial].epoch
+        jax.tree.map(np.testing.assert_array_equal, done[trial], whole[trial])
+
+
+def test_the_own_checkpoint_is_taken_whole_if_others_have_nothing_newer():
+    state = train.TrialState(*([np.array([3, 4])] * len(train.TrialState._fields)))
+    own, older = (state, {"lanes": ["a", "b"]}), (state, {"lanes": ["b", "c"]})
+    assert checkpoint.latest(own, [], {"a"}) is own
+    assert checkpoint.latest(own, [(state, {"lanes": ["a"], "position": {}})], {"a"}) is own
+    assert checkpoint.latest(own, [older], {"a"}) is own
+    assert checkpoint.latest(None, [older], {"a"}) is None
+    assert checkpoint.latest(own, [older], {"a", "b"})[1]["lanes"] == ["a", "b"]
+    assert checkpoint.latest(own, [older], {"c"})[0].epoch == [4]
 
 
 def test_too_many_devices_is_a_user_error(mixed):

@@ -232,17 +232,18 @@ def test_interrupted_and_resumed_is_uninterrupted(make_config, whole, tmp_path):
     assert_same_training(tmp_path, whole)
 
 
-def test_resumed_from_any_checkpoint_is_uninterrupted(make_config, whole):
-    """Also from one that was made before what had just been measured was read."""
+@pytest.mark.parametrize("lanes", [2, 1])
+def test_resumed_from_any_checkpoint_is_uninterrupted(make_config, whole, lanes):
+    """Also from one made before what had just been measured was read, and by fewer lanes."""
     (group,) = trials.group(trials.expand(make_config()))
     changes = {"measure.every_epochs": EVERY, "measure.names": ALL, "engine.epochs_per_dispatch": 2}
     programs, unread, expected = {}, 0, {}
     for stop_after in range(10):
         done = {}
 
-        def begun(waiting, restored=None, done=done):
+        def begun(waiting, restored=None, lanes=2, done=done):
             finish = lambda f: done.update({f.trial: jax.device_get(f.measured)})  # noqa: E731
-            run = group_run(group, finish, lanes=2, **changes)
+            run = group_run(group, finish, lanes=lanes, **changes)
             run._made = programs  # Compiled once for all of these runs.
             run.begin(waiting, restored)
             return run
@@ -253,7 +254,7 @@ def test_resumed_from_any_checkpoint_is_uninterrupted(make_config, whole):
         if stop_after:
             saved, meta = jax.device_get(run.checkpoint())
             stored = json.loads(json.dumps(meta))
-            run = begun([t for t in group.trials if t not in done], (saved, stored))
+            run = begun([t for t in group.trials if t not in done], (saved, stored), lanes)
             unread += run._pending is not None
         while run.busy:
             run.step()

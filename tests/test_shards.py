@@ -136,16 +136,24 @@ def test_a_process_that_was_taken_over_stops(config, tmp_path, monkeypatch):
     assert not [p for g in (tmp_path / "w" / "groups").iterdir() for p in g.iterdir()]
 
 
-def test_other_slices_than_before_take_all_up(config, whole, tmp_path, monkeypatch):
-    """Interrupted as one process, then run as two: nothing twice, nothing left out."""
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 6)
-        assert run(config, tmp_path / "w") == 75
-    assert 0 < len(records.Workdir(tmp_path / "w").finished()) < 10
-    assert any((tmp_path / "w" / "groups").iterdir())
+def test_other_slices_than_before_take_all_up(
+    config, whole, tmp_path, monkeypatch, epochs_at_begin
+):
+    """Interrupted as one process, as two, as three: nothing is run twice, nothing left out."""
+    workdir, under_way = tmp_path / "w", []
+    for part in (0, 1), (1, 2), (0, 3):
+        before = len(epochs_at_begin)
+        with monkeypatch.context() as patch:
+            interrupt_after(patch, 3)
+            assert run(config, workdir, part) == 75
+        under_way.append(epochs_at_begin[before])
+    # Each took up what it has of those before it, as far as there were lanes.
+    assert under_way[0] == [0, 0] and all(any(epochs) for epochs in under_way[1:])
+    assert 0 < len(records.Workdir(workdir).finished()) < 10
+    assert len(list((workdir / "groups").iterdir())) == 3
     for i in range(2):
-        assert run(config, tmp_path / "w", (i, 2)) == 0
-    assert_same_results(tmp_path / "w", whole)
+        assert run(config, workdir, (i, 2)) == 0
+    assert_same_results(workdir, whole)
     assert not any((tmp_path / "w" / "groups").iterdir())
 
 

@@ -281,21 +281,6 @@ def test_interrupted_and_resumed_is_uninterrupted(
     assert [r["interrupted"] for r in runs] == [True, False]
 
 
-@pytest.fixture
-def epochs_at_begin(monkeypatch):
-    """Epochs that the trials in the lanes had behind them, each time that a group began."""
-    from rethink_jax.engine import GroupRun
-
-    original, seen = GroupRun.begin, []
-
-    def begin(self, *args):
-        original(self, *args)
-        seen.append(sorted(self.epochs_of.values()))
-
-    monkeypatch.setattr(GroupRun, "begin", begin)
-    return seen
-
-
 def test_resume_goes_on_where_the_checkpoint_was(config, tmp_path, monkeypatch, epochs_at_begin):
     with monkeypatch.context() as patch:
         interrupt_after(patch, 3)
