@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import logging
 import os
 import re
@@ -18,7 +19,7 @@ from typing import Any, NoReturn
 from absl import app, flags
 from absl import logging as absl_logging
 
-from rethink_jax import axes, devices
+from rethink_jax import axes, devices, shown
 from rethink_jax.schema import UserError, plain, suggest
 
 EXIT_OK, EXIT_USER, EXIT_FAILED, EXIT_INTERRUPTED = 0, 2, 3, 75
@@ -41,6 +42,8 @@ def run(
       flags_needed: {flag name: what to say if it is not given}.
     """
     devices.setup()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # A name may have what the terminal has not.
+        sys.stdout.reconfigure(errors="backslashreplace")
     app.define_help_flags()
     debug = any(re.fullmatch(r"--?debug(=(true|1))?", a, re.IGNORECASE) for a in sys.argv)
     if not debug:
@@ -56,13 +59,35 @@ def run(
     except UserError as error:
         if debug:
             raise
-        # A name that a user gave may have a newline in it.
-        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        # A name that a user gave may have a newline in it, or what moves a terminal's cursor.
+        print(f"error: {shown.line(str(error))}", file=sys.stderr)
+        code = EXIT_USER
+    except BrokenPipeError:  # Whoever read what is printed has ended, as `head` does.
+        code = EXIT_INTERRUPTED
+    except OSError as error:  # Of a disk or a terminal, of which nothing better was said.
+        if debug:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {shown.line(f'{where}{error.strerror or error}')}", file=sys.stderr)
         code = EXIT_USER
     except KeyboardInterrupt:  # A second Ctrl-C; the first one ends a sweep in order.
         print("stopped without saving", file=sys.stderr)
         code = EXIT_INTERRUPTED
-    sys.exit(code)
+    sys.exit(_flushed(code))
+
+
+def _flushed(code: int) -> int:
+    """The exit code, once all that was printed is out; another one, if it cannot be."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:  # The interpreter would try it once more, with a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return code or EXIT_INTERRUPTED
+        if not code:
+            print(f"error: {error.strerror or error}", file=sys.stderr)
+        return code or EXIT_USER
+    return code
 
 
 def _quiet_orbax() -> None:

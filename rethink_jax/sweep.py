@@ -19,6 +19,7 @@ from rethink_jax import (
     models,
     records,
     reuse,
+    shown,
     signals,
     slices,
     trials,
@@ -171,7 +172,7 @@ def plan(sweep: Sweep, workdir: Path | None) -> str:
             f"{layout.devices[0].platform} device(s), {needs.describe(layout.per_device)}"
             + "".join(f"; {text}" for text in (note, what) if text)
         )
-    return "\n".join(lines)
+    return shown.lines("\n".join(lines))
 
 
 def _padding(group: Group) -> str:
@@ -234,6 +235,8 @@ def run(
             code = _run(sweep, workdir, outcomes, facts, claim)
             _remove_checkpoints(sweep, workdir, outcomes, claim)
             return code
+    except BrokenPipeError:  # Nobody reads what is printed any more.
+        raise
     except OSError as error:
         raise UserError(
             f"cannot write to the workdir {workdir.path}: {error.strerror or error}; what is "
@@ -247,7 +250,7 @@ def _claimed(sweep: Sweep, workdir: records.Workdir) -> claims.Claim:
     groups = [g.group_id for g in sweep.groups]
     only = sweep.settings["only"]
     selection = trials.digest((("only", only),))[:6] if only else ""
-    say = lambda line: print(line, flush=True)  # noqa: E731
+    say = lambda line: print(shown.line(line), flush=True)  # noqa: E731
     return claims.take(workdir.path, sweep.part, ids, groups, say, selection)
 
 
@@ -262,7 +265,7 @@ def _take_up(
     workdir.tidy()
     outcomes.refresh()
     for line in reuse.copy(sweep, workdir, outcomes, others):
-        print(line, flush=True)
+        print(shown.line(line), flush=True)
     if retry_failed:
         for trial in sweep.trials:
             workdir.plan_again(trial.trial_id)
@@ -294,7 +297,7 @@ def _run(
     before = len(sweep.trials) - len(todo) - failed
     if not todo:
         records.TableView(workdir, sweep.planned_rows(), outcomes).write()
-        print(_nothing_to_run(sweep, workdir, failed))
+        print(shown.line(_nothing_to_run(sweep, workdir, failed)))
         claim.state = "failed" if failed else "finished"
         return EXIT_FAILED if failed else EXIT_OK
     begun = time.monotonic()
