@@ -26,6 +26,7 @@ from rethink_jax.schema import UserError
 from rethink_jax.slices import Slice
 
 BEAT_SECONDS = 10.0  # Between two heartbeats of a claim.
+_SHOWN_SECONDS = 2.0  # Between two reports of progress.
 _BEATS = 3  # Of silence, after which a process that cannot be asked about is taken for dead.
 
 _PROMISED = {
@@ -34,7 +35,7 @@ _PROMISED = {
     # Nobody is to wait for hours for a heartbeat.
     "every": Maybe(Kind("up to 60 seconds", lambda v: POSITIVE.holds(v) and v <= 60)),
     "progress": Maybe({
-        "steps_per_second": Maybe(FINITE), "steps_left": Maybe(FINITE),
+        "steps_per_second": Maybe(FINITE), "steps_left": Maybe(FINITE), "doing": Maybe(TEXT),
         # Trials with the epochs done, and of how many.
         "running": Maybe(Each([TEXT, FINITE, COUNT], least=0)),
     }),
@@ -162,10 +163,9 @@ class Claim:
                 write_atomically(self.path, json.dumps(self._facts), durable=False)
 
     def _beat_on(self) -> None:
-        pause = 1.0  # The first ones come sooner, so that somebody who looks sees the beginning.
-        while not self._stop.wait(min(pause, self._facts["every"])):
+        # More often than promised, for those who look.
+        while not self._stop.wait(min(_SHOWN_SECONDS, self._facts["every"])):
             self.beat()
-            pause *= 2
 
 
 def take(

@@ -15,6 +15,7 @@ from rethink_jax.records import Outcomes, Workdir
 from rethink_jax.schema import UserError
 
 STATUSES = ("planned", "running", "fitted", "finished", "diverged", "failed")
+_LEFT = ("dead", "silent", "interrupted", "stopped")  # Slices that nobody runs.
 _SHOWN = 8  # Running and failed trials that are named in the text.
 _WATCH_SECONDS = 5.0
 
@@ -25,6 +26,7 @@ class SliceStatus(NamedTuple):
     state: alive; dead; silent (of another machine, with no heartbeat for a while);
       finished, failed, interrupted or stopped: how its last command ended
     done, total: trials of the slice   seconds_left: an estimate, while it is alive
+    doing: what it is preparing, if it is not training
     """
 
     slice: str
@@ -35,6 +37,7 @@ class SliceStatus(NamedTuple):
     total: int
     steps_per_second: float | None
     seconds_left: float | None
+    doing: str = ""
 
 
 class Status(NamedTuple):
@@ -146,6 +149,7 @@ def _slice(found: claims.Found, statuses: dict[str, str]) -> SliceStatus:
         len(trials),
         rate,
         round(progress["steps_left"] / rate, 1) if rate and "steps_left" in progress else None,
+        progress.get("doing", "") if life == "alive" else "",
     )
 
 
@@ -156,11 +160,15 @@ def text(status: Status) -> str:
     lines = [f"{status.workdir}: {total} trials: {counts or 'none planned yet'}"]
     for s in status.slices:
         line = f"slice {s.slice}: {s.state}, {s.done}/{s.total} trials, process {s.pid} on {s.host}"
+        if s.doing:
+            line += f", {s.doing}"
         if s.steps_per_second:
             line += f", {s.steps_per_second:,.0f} trial-steps/s"
         if s.seconds_left is not None:
             line += f", ETA {duration(s.seconds_left)}"
         lines.append(line)
+    if left := [s.slice for s in status.slices if s.state in _LEFT and s.done < s.total]:
+        lines.append(f"slice {', '.join(left)}: the same command goes on from the last checkpoint")
     for trial_id, part, epochs, most in status.running[:_SHOWN]:
         lines.append(f"running {trial_id}: epoch {epochs:g} of at most {most} (slice {part})")
     if len(status.running) > _SHOWN:
