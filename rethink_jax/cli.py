@@ -7,13 +7,14 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import io
 import logging
 import os
 import re
-import runpy
 import sys
 from collections.abc import Callable, Sequence
+from importlib.machinery import SourceFileLoader
 from typing import Any, NoReturn
 
 from absl import app, flags
@@ -194,9 +195,13 @@ def _refuse_hidden(argv: Sequence[str], config: dict[str, Any]) -> None:
 
 
 def _run_own(file: str) -> None:
-    """Runs a file of the user's, as importing it would."""
+    """Imports a file of the user's."""
     try:
-        runpy.run_path(file, run_name="own")
+        loader = SourceFileLoader("own", file)
+        spec = importlib.util.spec_from_loader("own", loader)
+        assert spec is not None
+        sys.modules["own"] = module = importlib.util.module_from_spec(spec)
+        loader.exec_module(module)
     # It is Python and can fail in any way.
     except Exception as error:
         raise UserError(f"--own={file} cannot be run: {_one_line(error)}") from error

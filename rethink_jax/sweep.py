@@ -17,6 +17,7 @@ from rethink_jax import (
     header,
     measuring_along,
     models,
+    own_code,
     records,
     reuse,
     shown,
@@ -231,7 +232,9 @@ def run(
         workdir.history.settle_widths(lambda kept: (sweep.pad(kept), sweep.widths)[1])
         with _claimed(sweep, workdir) as claim:
             _take_up(sweep, workdir, outcomes, options.retry_failed, others)
-            facts = adds | header.run_facts(command)
+            facts = adds | header.run_facts(command) | {"own_code": own_code.keep(workdir.path)}
+            if outcomes.finished:
+                _say_changes([workdir, *others], facts["own_code"])
             code = _run(sweep, workdir, outcomes, facts, claim)
             _remove_checkpoints(sweep, workdir, outcomes, claim)
             return code
@@ -242,6 +245,14 @@ def run(
             f"cannot write to the workdir {workdir.path}: {error.strerror or error}; what is "
             "finished is safe there, and the same command goes on once it can be written"
         ) from error
+
+
+def _say_changes(workdirs: Sequence[records.Workdir], now: dict[str, str]) -> None:
+    """Says which of the user's own files have changed since trials were run with them."""
+    for workdir in workdirs:
+        runs = (workdir.header() or {}).get("runs", [])
+        for line in own_code.changes(workdir.path, runs, now):
+            print(line, flush=True)
 
 
 def _claimed(sweep: Sweep, workdir: records.Workdir) -> claims.Claim:
