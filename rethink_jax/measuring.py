@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections.abc import Iterator, Sequence
@@ -65,7 +66,8 @@ class Measuring:
         self._head, self._settings = head, config_lib.settings(head["config"])
         self._families = _programs(measures.select(names))
         self._finished = self._workdir.finished()
-        known = {t.trial_id: None for t in trials.expand(head["config"])} | self._finished
+        with _hint():
+            known = {t.trial_id: None for t in trials.expand(head["config"])} | self._finished
         for trial_id in trial_ids:
             if trial_id not in known:
                 raise UserError(
@@ -144,7 +146,8 @@ class Measuring:
         """The trials by group; those of images of their own apart from those of shared ones."""
         groups: dict[Any, dict[str, trials.Trial]] = {}
         for trial_id in trial_ids:
-            trial = trials.resolve(self._finished[trial_id]["trial"])
+            with _hint():
+                trial = trials.resolve(self._finished[trial_id]["trial"])
             groups.setdefault(trial.static, {})[trial_id] = trial
         datasets: dict[str, Any] = {}
         for static, own in groups.items():
@@ -261,6 +264,15 @@ class Measuring:
         return self._programs[key]
 
 
+@contextlib.contextmanager
+def _hint() -> Iterator[None]:
+    """What a workdir names was known when it ran."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error}. What is of your own, --own=FILE adds here, too") from error
+
+
 def load_data(workdir: Path, head: dict[str, Any], name: str) -> Any:
     """The data set that a workdir was run on; head: its run.json.
 
@@ -268,6 +280,8 @@ def load_data(workdir: Path, head: dict[str, Any], name: str) -> Any:
       UserError: its files are not there any more, or are others.
     """
     folder = config_lib.settings(head["config"])["data_files.dir"]
+    with _hint():
+        sources.check_name(name)
     dataset = sources.load(name, folder, False)
     if dataset.fingerprint != head["data"][name]["fingerprint"]:
         raise UserError(

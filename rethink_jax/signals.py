@@ -13,6 +13,7 @@ EXIT_INTERRUPTED = 75
 STOPPED = "stopped; what is stored is kept, and the same command goes on"
 
 _BOTH = (signal.SIGINT, signal.SIGTERM)
+_ENDING = threading.Lock()  # By whom the process is being ended.
 
 
 def end(*_: Any) -> None:
@@ -22,6 +23,8 @@ def end(*_: Any) -> None:
     imports run; nor by an end in order, which crashes while another thread computes. Files are
     written as a whole or not at all.
     """
+    if not _ENDING.acquire(blocking=False):
+        return
     with contextlib.suppress(OSError):
         if os.isatty(1):
             os.write(1, b"\033[?25h\n")  # A bar of progress had hidden the cursor.

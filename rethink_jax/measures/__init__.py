@@ -154,7 +154,10 @@ def number(name: str, subject: Subject) -> jax.Array:
         found = MEASURES[name](subject)
         if not _is_number(found):
             raise MeasureError(f"{name} gives {_described(found)}; {_WANTED}")
-        return found if isinstance(found, jax.Array) else jnp.asarray(float(found))
+        if isinstance(found, jax.Array):
+            return found
+        with np.errstate(over="ignore"):  # It becomes infinite, which its row says.
+            return jnp.asarray(np.float64(found).astype(jnp.result_type(float)))
     except (UserError, MeasureError):
         raise
     # It can be a user's own, and fail in any way.
@@ -173,11 +176,11 @@ def failure(name: str, error: Exception) -> MeasureError:
 
 
 def _is_number(found: Any) -> bool:
-    if not isinstance(found, bool | int | float | np.generic | np.ndarray | jax.Array):
+    if isinstance(found, bool | int | float):
+        return True
+    if not isinstance(found, np.generic | np.ndarray | jax.Array) or found.ndim:
         return False
-    dtype = np.asarray(found).dtype if not isinstance(found, jax.Array) else found.dtype
-    real = any(jnp.issubdtype(dtype, kind) for kind in (np.floating, np.integer, np.bool_))
-    return real and np.ndim(found) == 0
+    return any(jnp.issubdtype(found.dtype, kind) for kind in (np.floating, np.integer, np.bool_))
 
 
 def _described(found: Any) -> str:
@@ -186,13 +189,16 @@ def _described(found: Any) -> str:
         return f"an array {found.dtype}{list(found.shape)}"
     if found is None or isinstance(found, str | complex):
         return repr(found) if len(repr(found)) < 40 else f"{repr(found)[:36]}...'"
-    return f"a {type(found).__name__}"
+    return f"something of type {type(found).__name__}"
 
 
 def _place(error: Exception) -> str:
     """Where a user's code raised an error: ' in line 3 of mine.py'; '' if that is not known."""
-    package, frames = Path(models.__file__).parents[1], traceback.extract_tb(error.__traceback__)
-    frames = [f for f in frames if not Path(f.filename).is_relative_to(package)]
+    package = Path(models.__file__).parents[1]
+    frames = [
+        f for f in traceback.extract_tb(error.__traceback__)
+        if not Path(f.filename).is_relative_to(package) and "site-packages" not in f.filename
+    ]  # fmt: skip
     own = [f for f in frames if f.filename == frames[0].filename]
     return f" in line {own[-1].lineno} of {Path(own[-1].filename).name}" if own else ""
 
