@@ -255,13 +255,15 @@ def test_along_training_every_kind_of_number_is_one(add, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("known", "field"),
-    [(models.MODELS, "model"), (corruption.PIXELS, "pixels"), (sources.DATASETS, "data")],
+    ("known", "field", "like"),
+    [
+        (models.MODELS, "model", "mlp"),
+        (corruption.PIXELS, "pixels", "shuffled"),
+        (sources.DATASETS, "data", "digits"),
+    ],
 )
-def test_what_is_not_known_is_added_by_own(known, field, tmp_path, monkeypatch):
-    monkeypatch.setitem(
-        known, "mine", known[{"model": "mlp", "pixels": "none"}.get(field, "digits")]
-    )
+def test_what_is_not_known_is_added_by_own(known, field, like, tmp_path, monkeypatch):
+    monkeypatch.setitem(known, "mine", known[like])
     config = small_config()
     config["sweep"] = {}
     if field == "pixels":
