@@ -109,6 +109,7 @@ def test_the_second_one_ends_what_is_saving(ended):
     before = {s: signal.getsignal(s) for s in BOTH}
     with signals.ending_at_once(), signals.collected() as received:
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.3)  # For the thread, which is not to hear of it.
         assert (received, ended) == ([signal.SIGTERM], [])
         os.kill(os.getpid(), signal.SIGINT)
         # Twice: by the main thread, and by the one that does not wait for it.
