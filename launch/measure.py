@@ -9,7 +9,7 @@ from pathlib import Path
 
 from absl import flags
 
-from rethink_jax import cli, remote
+from rethink_jax import cli, remote, shown
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder that a sweep wrote")
 _MEASURES = flags.DEFINE_list(
@@ -54,14 +54,14 @@ def _measure(workdir: Path) -> int:
             f"{family}: {networks} networks in {seconds:.1f} s, compiling included; "
             f"{seconds / networks:.3f} s each"
         )
-    print(f"measures: {work.path.absolute()}")
+    print(shown.line(f"measures: {work.path.absolute()}"))
     return _code(work.failed)
 
 
 def _code(failed: dict[str, Exception]) -> int:
     """The exit code, after a line on each measure that is wrong."""
     for error in failed.values():
-        print(f"failed: {error}", file=sys.stderr)
+        print(shown.line(f"failed: {error}"), file=sys.stderr)
         if flags.FLAGS.debug and error.__cause__:
             traceback.print_exception(error.__cause__)
     return cli.EXIT_FAILED if failed else cli.EXIT_OK

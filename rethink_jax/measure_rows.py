@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from rethink_jax import records
+from rethink_jax.files import check_writable, remove_parts, write_atomically
 from rethink_jax.schema import UserError, first_line
 
 COLUMNS = ("trial_id", "measure", "value", "status", "reason")
@@ -62,12 +63,37 @@ class Rows:
         }  # fmt: skip
 
     def write(self) -> None:
-        """Replaces the file as a whole."""
+        """Replaces the file as a whole.
+
+        Raises:
+          UserError: it cannot be written.
+        """
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self._rows.values())
-        records.write_atomically(self.path, text.getvalue())
+        with self._writing():
+            write_atomically(self.path, text.getvalue())
+
+    def check_writable(self) -> None:
+        """Checks, before anything is computed that could not be kept, that it can be written.
+
+        Raises:
+          UserError: it cannot.
+        """
+        with self._writing():
+            remove_parts(self.path.parent)
+            check_writable(self.path.parent)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.path}: {error.strerror or error}; make room there, or copy "
+                "the workdir to where it can be written"
+            ) from error
 
 
 def _read(path: Path) -> dict[tuple[str, str], dict[str, str]]:

@@ -19,7 +19,6 @@ from rethink_jax.checkpoint import load_trial
 from rethink_jax.data import preprocess, sources
 from rethink_jax.data.corruption import ImageSet, pixel_stats
 from rethink_jax.data.dataset import Dataset
-from rethink_jax.files import remove_parts
 from rethink_jax.measure_rows import ALL, FAILED, NO_NETWORK, NOT_FINISHED, REFUSED, Rows
 from rethink_jax.measures.subject import Subject
 from rethink_jax.progress import Counter
@@ -86,7 +85,7 @@ class Measuring:
 
     def run(self) -> None:
         """Computes what is missing; each batch of networks is on disk once it is done."""
-        remove_parts(self._workdir.path)
+        self._rows.check_writable()
         self._rows.forget_trials()
         kept = []
         for trial_id in self._asked:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from rethink_jax import records
+from rethink_jax import records, shown
 from rethink_jax.schema import UserError
 from rethink_jax.theory import cases
 
@@ -69,7 +69,7 @@ def build(workdir: str | Path) -> Report:
     }
     pictures = {name: png for name, png in pictures.items() if png is not None}
     sentences = [t.summary for t in (*compared, *bounded, ranked) if t and t.summary]
-    summary = series.summary(results, done, lines, sentences)
+    summary = [shown.line(s) for s in series.summary(results, done, lines, sentences)]
     html = page.render(results, summary, pictures, compared, series.table(lines), ranked, bounded)
     with output.folder_of(folder) as folder:
         for name, png in pictures.items():
