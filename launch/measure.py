@@ -3,6 +3,8 @@
 python -m launch.measure --workdir=runs/quickstart
 """
 
+import sys
+import traceback
 from pathlib import Path
 
 from absl import flags
@@ -45,7 +47,7 @@ def _measure(workdir: Path) -> int:
         print(f"{'measure':34}{'compile s':>10}{'s/network':>11}")
         for name, compiling, seconds in work.seconds_each():
             print(f"{name:34}{compiling:10.1f}{seconds:11.4f}", flush=True)
-        return cli.EXIT_OK
+        return _code(work.failed)
     work.run()
     for family, (seconds, networks) in work.seconds.items():
         print(
@@ -53,7 +55,16 @@ def _measure(workdir: Path) -> int:
             f"{seconds / networks:.3f} s each"
         )
     print(shown.line(f"measures: {work.path.absolute()}"))
-    return cli.EXIT_OK
+    return _code(work.failed)
+
+
+def _code(failed: dict[str, Exception]) -> int:
+    """The exit code, after a line on each measure that is wrong."""
+    for error in failed.values():
+        print(shown.line(f"failed: {error}"), file=sys.stderr)
+        if flags.FLAGS.debug and error.__cause__:
+            traceback.print_exception(error.__cause__)
+    return cli.EXIT_FAILED if failed else cli.EXIT_OK
 
 
 if __name__ == "__main__":

@@ -191,7 +191,7 @@ def load_trial(workdir: str | Path, trial_id: str) -> LoadedTrial:
     if (name := result["trial"]["model"]["name"]) not in models.MODELS:
         raise UserError(
             f"trial {trial_id} is of the network {name!r}, which is not known here; import what "
-            "adds it to rethink_jax.models.MODELS first"
+            "adds it to rethink_jax.models.MODELS first (in commands: --own=FILE)"
         )
     variables = _read_network(folder / "network")
     # The default of a field that is newer than the trial is what was done before.

@@ -1,7 +1,7 @@
 """How commands start and end: flags, one-line errors, exit codes.
 
-0 all done; 2 the user's mistake, one line says which; 3 some trials failed, the others are done;
-75 interrupted, run the same command again.
+0 all done; 2 the user's mistake, one line says which; 3 some trials failed, or a measure of the
+user's own, the others are done; 75 interrupted, run the same command again.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any, NoReturn
 from absl import app, flags
 from absl import logging as absl_logging
 
-from rethink_jax import axes, devices, shown
+from rethink_jax import axes, devices, shown, signals
 from rethink_jax.schema import UserError, plain, suggest
 
-EXIT_OK, EXIT_USER, EXIT_FAILED, EXIT_INTERRUPTED = 0, 2, 3, 75
+EXIT_OK, EXIT_USER, EXIT_FAILED, EXIT_INTERRUPTED = 0, 2, 3, signals.EXIT_INTERRUPTED
 
 flags.DEFINE_bool("debug", False, "show the traceback of a user error")
 flags.DEFINE_string(
@@ -42,39 +42,51 @@ def run(
       known_fields: the names that --config.NAME may have; not given: those of a sweep.
       flags_needed: {flag name: what to say if it is not given}.
     """
+    with signals.ending_at_once():
+        code = _flushed(_run(main, known_fields or _fields_of_a_sweep, flags_needed))
+    sys.exit(code)
+
+
+def _run(
+    main: Callable[[], int], known_fields: Callable[[], list[str]], flags_needed: dict[str, str]
+) -> int:
     devices.setup()
     if isinstance(sys.stdout, io.TextIOWrapper):  # A name may have what the terminal has not.
         sys.stdout.reconfigure(errors="backslashreplace")
     app.define_help_flags()
+    for name in ("own", "debug"):  # They are in --help of every command.
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
     debug = any(re.fullmatch(r"--?debug(=(true|1))?", a, re.IGNORECASE) for a in sys.argv)
     if not debug:
         _quiet_orbax()
     try:
-        _parse_flags(known_fields or _fields_of_a_sweep)
+        _parse_flags(known_fields)
         for name, why in flags_needed.items():
             if not flags.FLAGS[name].value:
                 raise UserError(f"--{name} is missing: {why}")
         if flags.FLAGS.own:
             _run_own(flags.FLAGS.own)
-        code = main()
+        # A config file, too, may have added some.
+        if measures := sys.modules.get("rethink_jax.measures"):
+            measures.check_families()
+        return main()
     except UserError as error:
         if debug:
             raise
         # A name that a user gave may have a newline in it, or what moves a terminal's cursor.
         print(f"error: {shown.line(str(error))}", file=sys.stderr)
-        code = EXIT_USER
+        return EXIT_USER
     except BrokenPipeError:  # Whoever read what is printed has ended, as `head` does.
-        code = EXIT_INTERRUPTED
+        return EXIT_INTERRUPTED
     except OSError as error:  # Of a disk or a terminal, of which nothing better was said.
         if debug:
             raise
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {shown.line(f'{where}{error.strerror or error}')}", file=sys.stderr)
-        code = EXIT_USER
-    except KeyboardInterrupt:  # A second Ctrl-C; the first one ends a sweep in order.
-        print("stopped without saving", file=sys.stderr)
-        code = EXIT_INTERRUPTED
-    sys.exit(_flushed(code))
+        return EXIT_USER
+    except KeyboardInterrupt:  # A sweep that is a part of something else has been interrupted.
+        print(signals.STOPPED, file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 def _flushed(code: int) -> int:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import functools
-import io
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,16 +19,10 @@ from rethink_jax.checkpoint import load_trial
 from rethink_jax.data import preprocess, sources
 from rethink_jax.data.corruption import ImageSet, pixel_stats
 from rethink_jax.data.dataset import Dataset
-from rethink_jax.files import check_writable
+from rethink_jax.measure_rows import ALL, FAILED, NO_NETWORK, NOT_FINISHED, REFUSED, Rows
 from rethink_jax.measures.subject import Subject
 from rethink_jax.progress import Counter
-from rethink_jax.schema import UserError, first_line, suggest
-
-COLUMNS = ("trial_id", "measure", "value", "status", "reason")
-# Status of a row. The last two are of a trial as a whole: what is there is looked at each time.
-OK, NOT_FINITE, REFUSED = "ok", "not_finite", "refused"
-NO_NETWORK, NOT_FINISHED = "no_network", "not_finished"
-ALL = "all"  # The measure of such a row.
+from rethink_jax.schema import UserError, suggest
 
 # Images of several versions lie on the devices once for each network that is measured.
 _MAX_IMAGE_BYTES = 2**31
@@ -51,6 +43,7 @@ class Measuring:
     """The measures of a workdir: those that it has, and those that are asked for.
 
     seconds: of families that share a program, {their names: (seconds, networks)}, with compiling
+    failed: measures that are wrong, by name; the others are computed all the same
 
     Raises:
       UserError: not a workdir, no such measure or trial, or its data are not there any more.
@@ -72,7 +65,8 @@ class Measuring:
         self._head, self._settings = head, config_lib.settings(head["config"])
         self._families = _programs(measures.select(names))
         self._finished = self._workdir.finished()
-        known = {t.trial_id: None for t in trials.expand(head["config"])} | self._finished
+        with _hint():
+            known = {t.trial_id: None for t in trials.expand(head["config"])} | self._finished
         for trial_id in trial_ids:
             if trial_id not in known:
                 raise UserError(
@@ -80,44 +74,47 @@ class Measuring:
                     f"and their status are in {self._workdir.path}/trials.csv"
                 )
         self._asked = list(trial_ids or known)
-        self._rows = _read(self.path)
+        self._rows = Rows(self._workdir.path / "measures.csv")
         self._programs: dict[Any, Any] = {}
+        self.failed: dict[str, measures.MeasureError] = {}
         self.seconds: dict[str, tuple[float, int]] = {}
 
     @property
     def path(self) -> Path:
-        return self._workdir.path / "measures.csv"
+        return self._rows.path
 
     def run(self) -> None:
         """Computes what is missing; each batch of networks is on disk once it is done."""
-        with self._writing():  # Before anything is computed that could not be kept.
-            check_writable(self.path.parent)
-        self._rows = {k: row for k, row in self._rows.items() if k[1] != ALL}
+        self._rows.check_writable()
+        self._rows.forget_trials()
         kept = []
         for trial_id in self._asked:
             if trial_id not in self._finished:
                 reason = "the trial is not finished; run the sweep to its end"
-                self._note(trial_id, ALL, None, NOT_FINISHED, reason)
+                self._rows.note(trial_id, ALL, None, NOT_FINISHED, reason)
             elif not (self._workdir.trial_dir(trial_id) / "network").is_dir():
                 status = self._finished[trial_id]["status"]
-                self._note(trial_id, ALL, None, NO_NETWORK, f"no network was kept ({status})")
+                self._rows.note(trial_id, ALL, None, NO_NETWORK, f"no network was kept ({status})")
             else:
                 kept.append(trial_id)
         works = list(self._works(kept))
         with self._counter as counter:
             counter.total = sum(
-                len(self._missing(w, names)) for w in works for names in self._families.values()
+                len(self._rows.lacking(list(w.trials), names))
+                for w in works
+                for names in self._families.values()
             )
             for work in works:
                 for family, names in self._families.items():
                     self._measure(work, family, names)
-        self._write()
+        self._rows.write()
 
     def seconds_each(self) -> Iterator[tuple[str, float, float]]:
         """(measure, seconds to compile, seconds for one network) of each, computed on its own.
 
         Measures of a family share work, and together take less than the sum. Timed on one batch of
-        networks of each kind; the first kind that has the measure counts. Nothing is written.
+        networks of each kind; the first kind that has the measure counts. Nothing is written, and
+        measures that are wrong are in `failed`.
         """
         kept = [
             t for t in self._asked
@@ -128,16 +125,19 @@ class Measuring:
             batch = _Batch(self._workdir.path, work, list(work.trials), self._settings)
             arguments = batch.arguments(batch.first_ids)
             for name in (name for names in self._families.values() for name in names):
-                if name in done or measures.refusals(batch.example, (name,)):
+                if name in done:
+                    continue
+                refused, failed = measures.checked(batch.example, (name,))
+                self.failed |= failed
+                if refused or failed:
                     continue
                 done.add(name)
-                program = self._program(batch, (name,))
-                times = []
-                for _ in range(2):
-                    begun = time.perf_counter()
-                    jax.block_until_ready(program(*arguments))
-                    times.append(time.perf_counter() - begun)
-                yield name, times[0] - times[1], times[1] / batch.layout.lanes
+                try:
+                    first, second = _timed_twice(self._program(batch, (name,)), arguments)
+                except Exception as error:
+                    self.failed[name] = measures.failure(name, error)
+                    continue
+                yield name, first - second, second / batch.layout.lanes
 
     # --- inside -----------------------------------------------------------------------------------
 
@@ -145,7 +145,8 @@ class Measuring:
         """The trials by group; those of images of their own apart from those of shared ones."""
         groups: dict[Any, dict[str, trials.Trial]] = {}
         for trial_id in trial_ids:
-            trial = trials.resolve(self._finished[trial_id]["trial"])
+            with _hint():
+                trial = trials.resolve(self._finished[trial_id]["trial"])
             groups.setdefault(trial.static, {})[trial_id] = trial
         datasets: dict[str, Any] = {}
         for static, own in groups.items():
@@ -156,7 +157,7 @@ class Measuring:
             dataset = inputs.trial_dataset(datasets[name], fields)
             if not isinstance(dataset, Dataset):
                 for trial_id in own:
-                    self._note(trial_id, ALL, None, REFUSED, f"{name} is streamed from disk")
+                    self._rows.note(trial_id, ALL, None, REFUSED, f"{name} is streamed from disk")
                 continue
             versions: dict[Any, dict[str, trials.Trial]] = {}
             for trial_id, trial in own.items():
@@ -168,38 +169,59 @@ class Measuring:
             if rest:
                 yield Work(rest, False, dataset)
 
-    def _missing(self, work: Work, names: Sequence[str]) -> list[str]:
-        """The trials that lack one of these measures."""
-        return [t for t in work.trials if any((t, name) not in self._rows for name in names)]
-
     def _measure(self, work: Work, family: str, names: tuple[str, ...]) -> None:
         """Some families' measures of the networks that lack one."""
-        missing = self._missing(work, names)
+        missing = self._rows.lacking(list(work.trials), names)
         if not missing:
             return
-        names = tuple(n for n in names if any((t, n) not in self._rows for t in missing))
+        names = tuple(n for n in names if self._rows.lacking(missing, (n,)))
         batch = _Batch(self._workdir.path, work, missing, self._settings)
-        refused = measures.refusals(batch.example, names)
+        refused, failed = measures.checked(batch.example, names)
         for name, reason in refused.items():
-            for trial_id in missing:
-                self._note(trial_id, name, None, REFUSED, reason)
-        possible = tuple(name for name in names if name not in refused)
-        if not possible:
+            for trial_id in self._rows.lacking(missing, (name,)):
+                self._rows.note(trial_id, name, None, REFUSED, reason)
+        for name, error in failed.items():
+            self._fail(missing, name, error)
+        possible = tuple(name for name in names if name not in refused | failed)
+        if possible:
+            self._attempt(family, possible, batch)
+        else:
             self._counter.advance(len(missing), family)
-        while possible:
+        self._rows.write()
+
+    def _attempt(self, family: str, names: tuple[str, ...], batch: _Batch) -> None:
+        """Computes measures; out of memory, with fewer lanes; if one fails, each on its own."""
+        work, settings = batch.work, self._settings
+        while True:
             try:
-                self._compute(family, possible, batch)
-                break
+                return self._compute(family, names, batch)
+            except (OSError, UserError):  # The workdir's, or its data's.
+                raise
             except Exception as error:
-                layout = batch.layout
-                fewer = memory.fewer_lanes(layout.lanes, len(layout.devices))
-                if not memory.is_out_of_memory(error) or fewer is None:
-                    raise
-                settings = self._settings | {"engine.lanes": fewer}
-                left = self._missing(work, possible)
-                batch = _Batch(self._workdir.path, work, left, settings)
-                self._counter.say(f"{family}: out of memory; goes on with {fewer} lanes")
-        self._write()
+                # Not the error itself, whose frames hold arrays.
+                failed = measures.failure(names[0], error)
+                out_of_memory = memory.is_out_of_memory(error)
+            layout = batch.layout
+            left = self._rows.lacking(list(work.trials), names)
+            fewer = memory.fewer_lanes(layout.lanes, len(layout.devices))
+            if not out_of_memory or fewer is None:
+                break
+            settings = self._settings | {"engine.lanes": fewer}
+            batch = _Batch(self._workdir.path, work, left, settings)
+            self._counter.say(f"{family}: out of memory; goes on with {fewer} lanes")
+        if len(names) == 1:
+            self._fail(left, names[0], failed)
+            self._counter.advance(len(left), family)
+            return
+        self._counter.total += len(left) * (len(names) - 1)
+        for name in names:
+            own = self._rows.lacking(left, (name,))
+            self._attempt(family, (name,), _Batch(self._workdir.path, work, own, settings))
+
+    def _fail(self, trial_ids: Sequence[str], name: str, error: measures.MeasureError) -> None:
+        self.failed[name] = error
+        for trial_id in self._rows.lacking(trial_ids, (name,)):
+            self._rows.note(trial_id, name, None, FAILED, str(error))
 
     def _compute(self, family: str, names: tuple[str, ...], batch: _Batch) -> None:
         program = self._program(batch, names)
@@ -208,8 +230,8 @@ class Measuring:
             found = jax.device_get(program(*arguments))
             for lane, trial_id in enumerate(ids):
                 for name in names:
-                    self._note(trial_id, name, float(found[name][lane]))
-            self._write()
+                    self._rows.note(trial_id, name, float(found[name][lane]))
+            self._rows.write()
             self._counter.advance(len(ids), family)
             seconds, networks = self.seconds.get(family, (0.0, 0))
             begun, took = time.perf_counter(), time.perf_counter() - begun
@@ -229,7 +251,7 @@ class Measuring:
             def of_one(images: Any, y: Any, variables: Any, initial: Any, seed: Any) -> Any:
                 x, random = as_taken(images, first.fields), streams.stream(seed, streams.MEASURES)
                 subject = Subject(first.model, variables, x, y, initial, random)
-                return {name: measures.MEASURES[name](subject) for name in names}
+                return {name: measures.number(name, subject) for name in names}
 
             program = jax.jit(lanes.over_lanes(of_one, layout, shared=int(shared)))
 
@@ -240,33 +262,14 @@ class Measuring:
             self._programs[key] = call
         return self._programs[key]
 
-    def _note(
-        self, trial_id: str, name: str, value: float | None, status: str = OK, reason: str = ""
-    ) -> None:
-        if value is not None and not np.isfinite(value):
-            status, reason = NOT_FINITE, "a margin that is not positive, or too large a number"
-        self._rows[trial_id, name] = {
-            "trial_id": trial_id, "measure": name, "value": "" if value is None else repr(value),
-            "status": status, "reason": reason,
-        }  # fmt: skip
 
-    def _write(self) -> None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self._rows.values())
-        with self._writing():
-            records.write_atomically(self.path, text.getvalue())
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(
-                f"cannot write {self.path}: {error.strerror or error}; make room there, or copy "
-                "the workdir to where it can be written"
-            ) from error
+@contextlib.contextmanager
+def _hint() -> Iterator[None]:
+    """What a workdir names was known when it ran."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error}. What is of your own, --own=FILE adds here, too") from error
 
 
 def load_data(workdir: Path, head: dict[str, Any], name: str) -> Any:
@@ -276,6 +279,8 @@ def load_data(workdir: Path, head: dict[str, Any], name: str) -> Any:
       UserError: its files are not there any more, or are others.
     """
     folder = config_lib.settings(head["config"])["data_files.dir"]
+    with _hint():
+        sources.check_name(name)
     dataset = sources.load(name, folder, False)
     if dataset.fingerprint != head["data"][name]["fingerprint"]:
         raise UserError(
@@ -362,25 +367,18 @@ def _programs(families: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]
     return together | {f: own for f, own in families.items() if f not in shared}
 
 
+def _timed_twice(program: Any, arguments: Any) -> list[float]:
+    """Seconds of the first call, which compiles, and of the second."""
+    times = []
+    for _ in range(2):
+        begun = time.perf_counter()
+        jax.block_until_ready(program(*arguments))
+        times.append(time.perf_counter() - begun)
+    return times
+
+
 def _stacked(*leaves: Any) -> jax.Array:
     return jnp.stack([jnp.asarray(leaf) for leaf in leaves])
-
-
-def _read(path: Path) -> dict[tuple[str, str], dict[str, str]]:
-    """The rows that are there. What is refused or not finite is not computed again, either."""
-    if not path.is_file():
-        return {}
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file)
-            if tuple(rows.fieldnames or ()) != COLUMNS:
-                raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
-            return {(row["trial_id"], row["measure"]): row for row in rows}
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(
-            f"{path} is not a table of measures ({first_line(error)}); move it away and run "
-            "launch.measure again"
-        ) from error
 
 
 def as_taken(images: ImageSet, fields: dict[str, Any]) -> jax.Array:

@@ -64,7 +64,7 @@ def measure(
 
     def computed(network: Network) -> Values:
         subject = _subject(network.spec, data, inputs, state)
-        own = {name: jnp.float32(measures.MEASURES[name](subject)) for name in network.names}
+        own = {name: jnp.float32(measures.number(name, subject)) for name in network.names}
         return nothing | own
 
     branches = [lambda n=n: computed(n) for n in networks]
@@ -105,7 +105,7 @@ def plan(settings: Mapping[str, Any], spec: Spec, dataset: AnyDataset) -> Plan:
 
     Raises:
       UserError: no such measure; one that is asked for by its own name and cannot be computed of
-        this network; images that are streamed from disk.
+        this network; a measure that is wrong; images that are streamed from disk.
     """
     asked = _asked(settings["measure.names"])
     wanted = _selected(asked)
@@ -127,7 +127,12 @@ def plan(settings: Mapping[str, Any], spec: Spec, dataset: AnyDataset) -> Plan:
     labels = jax.ShapeDtypeStruct((spec.num_train,), jnp.int32)
     key = stream(0, streams.MEASURES, 0)
     subject = Subject(_model(spec), variables, images, labels, variables, key)
-    refused = measures.refusals(subject, wanted)
+    refused, failed = measures.checked(subject, wanted)
+    for error in failed.values():
+        raise UserError(
+            f"measure.names: {error} (network {spec.fields['model.name']}, data {dataset.name}). "
+            "Mend it, or leave it out of --config.measure.names"
+        ) from error
     for name in asked:
         if name in refused:
             raise UserError(

@@ -400,7 +400,10 @@ def load_measures_along(workdir: str | Path) -> Any:
     for trial_id in directory.finished():
         path = directory.trial_dir(trial_id) / "measures.csv"
         if path.is_file():
-            own = damaged.read_table(path, MEASURED, damaged.AGAIN, dtype={"value": np.float32})
+            own = damaged.read_table(
+                path, MEASURED, damaged.AGAIN, dtype={"value": np.float32},
+                keep_default_na=False, na_values={"value": ["nan"]},  # A measure may be named NA.
+            )  # fmt: skip
             own.insert(0, "trial_id", trial_id)
             found.append(own)
     return pd.concat(found[1:] or found, ignore_index=True)

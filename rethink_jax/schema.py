@@ -26,8 +26,10 @@ def suggest(name: str, allowed: Iterable[str]) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says first; its name, if it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """What an error says first, and the end of a traceback there; its name, if it says nothing."""
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    first = lines[0].removesuffix("Traceback (most recent call last):")
+    return lines[0] if first == lines[0] else first + lines[-1].strip()
 
 
 def brief(value: Any) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rethink_jax import cli, measuring, records, shown
+from rethink_jax import cli, measure_rows, records, shown
 from rethink_jax.data import readers
 
 ROOT = Path(__file__).parents[1]
@@ -616,7 +616,7 @@ def test_nothing_is_measured_where_nothing_can_be_written(folder, monkeypatch):
     def refuse(folder):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(folder))
 
-    monkeypatch.setattr(measuring, "check_writable", refuse)
+    monkeypatch.setattr(measure_rows, "check_writable", refuse)
     path = folder / "workdirs" / "finished"
     outcome = commands.run("measure", f"--workdir={path}", "--measures=norms")
     said = f"error: cannot write {path}/measures.csv: Read-only file system; make room there"

@@ -43,6 +43,12 @@ def test_exit_codes_are_those_of_the_docstring():
         assert [int(n) for n in re.findall(r"\b(\d+) [a-z]", text)] == [*codes]
 
 
+@pytest.mark.parametrize("command", ["sweep", "measure", "report", "theory", "status", "bench"])
+def test_help_shows_what_every_command_has(command):
+    outcome = commands.run(command, "--help")
+    assert "--own:" in outcome.out and "--[no]debug:" in outcome.out
+
+
 TRACEBACK = (
     'Traceback (most recent call last):\n  File "x.py", line 1, in f\n    g()\nKeyError: "k"\n'
 )

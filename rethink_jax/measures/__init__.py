@@ -6,14 +6,16 @@ A new measure is a pure function of a `Subject` that gives one number, and one e
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rethink_jax import models, streams
+from rethink_jax import memory, models, streams
 from rethink_jax.measures import (
     complexity,
     curvature,
@@ -26,7 +28,7 @@ from rethink_jax.measures import (
     sharpness,
 )
 from rethink_jax.measures.subject import Subject
-from rethink_jax.schema import UserError, suggest
+from rethink_jax.schema import UserError, first_line, suggest
 
 Measure = Callable[[Subject], jax.Array]
 
@@ -76,14 +78,47 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 
 
+def check_families() -> None:
+    """Checks what a user may have added to `FAMILIES`.
+
+    Raises:
+      UserError: a family that is no dict, or a name that means two things.
+    """
+    family_of: dict[str, str] = {}
+    for family, own in FAMILIES.items():
+        if not isinstance(own, Mapping) or not all(isinstance(n, str) for n in (family, *own)):
+            raise UserError(
+                f"measures.FAMILIES[{family!r}] is {_described(own)}; a family of measures is a "
+                "dict of functions by their names, as {'my_measure': my_measure}"
+            )
+        if family in GROUPS:
+            raise UserError(
+                f"the family of measures {family!r} has the name of a group ({', '.join(GROUPS)}); "
+                "give it another"
+            )
+        for name in own:
+            other = family_of.setdefault(name, family)
+            if other != family:
+                raise UserError(
+                    f"the measure {name!r} is in two families, {other!r} and {family!r}; give one "
+                    "of them another name"
+                )
+            if name in GROUPS or (name in FAMILIES and name != family):
+                raise UserError(
+                    f"the measure {name!r} of the family {family!r} has the name of a family or a "
+                    "group; give it another"
+                )
+
+
 def select(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """The measures of each family that are asked for.
 
     names: of measures, of families, or of groups of them (`GROUPS`)
 
     Raises:
-      UserError: no such measure.
+      UserError: no such measure; or as `check_families`.
     """
+    check_families()
     asked: dict[str, None] = {}
     known = [*GROUPS, *FAMILIES, *MEASURES]
     for name in names:
@@ -98,21 +133,100 @@ def select(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     return {family: own for family, own in chosen.items() if own}
 
 
-def refusals(subject: Subject, names: Sequence[str]) -> dict[str, str]:
-    """Which of these measures cannot be computed of such a network, and why. Nothing is computed.
+class MeasureError(Exception):
+    """A measure that raises an error, or gives something else than one number: one line.
+
+    The error that it raised is the cause.
+    """
+
+
+_WANTED = "a measure is a function of a subject that gives one number, computed by jax.numpy"
+
+
+def number(name: str, subject: Subject) -> jax.Array:
+    """One measure of a subject: a real scalar.
+
+    Raises:
+      UserError: it refuses such a network.
+      MeasureError: it is wrong.
+    """
+    try:
+        found = MEASURES[name](subject)
+        if not _is_number(found):
+            raise MeasureError(f"{name} gives {_described(found)}; {_WANTED}")
+        if isinstance(found, jax.Array):
+            return found
+        with np.errstate(over="ignore"):  # It becomes infinite, which its row says.
+            return jnp.asarray(np.float64(found).astype(jnp.result_type(float)))
+    except (UserError, MeasureError):
+        raise
+    # It can be a user's own, and fail in any way.
+    except Exception as error:
+        raise failure(name, error) from error
+
+
+def failure(name: str, error: Exception) -> MeasureError:
+    """What to say of a measure that raised an error."""
+    if isinstance(error, MeasureError):
+        return error
+    if memory.is_out_of_memory(error):
+        return MeasureError(f"{name}: out of memory for one network ({first_line(error)})")
+    said = f"{type(error).__name__}: {first_line(error)}"
+    return MeasureError(f"{name} fails{_place(error)} with {said}; {_WANTED}")
+
+
+def _is_number(found: Any) -> bool:
+    if isinstance(found, bool | int | float):
+        return True
+    if not isinstance(found, np.generic | np.ndarray | jax.Array) or found.ndim:
+        return False
+    return any(jnp.issubdtype(found.dtype, kind) for kind in (np.floating, np.integer, np.bool_))
+
+
+def _described(found: Any) -> str:
+    """What something is, in a few words."""
+    if hasattr(found, "shape") and hasattr(found, "dtype"):
+        return f"an array {found.dtype}{list(found.shape)}"
+    if found is None or isinstance(found, str | complex):
+        return repr(found) if len(repr(found)) < 40 else f"{repr(found)[:36]}...'"
+    return f"something of type {type(found).__name__}"
+
+
+def _place(error: Exception) -> str:
+    """Where a user's code raised an error: ' in line 3 of mine.py'; '' if that is not known."""
+    package = Path(models.__file__).parents[1]
+    frames = [
+        f for f in traceback.extract_tb(error.__traceback__)
+        if not Path(f.filename).is_relative_to(package) and "site-packages" not in f.filename
+    ]  # fmt: skip
+    own = [f for f in frames if f.filename == frames[0].filename]
+    return f" in line {own[-1].lineno} of {Path(own[-1].filename).name}" if own else ""
+
+
+class Checked(NamedTuple):
+    """Measures that cannot be computed: of such a network, {name: why}; or at all."""
+
+    refused: dict[str, str]
+    failed: dict[str, MeasureError]
+
+
+def checked(subject: Subject, names: Sequence[str]) -> Checked:
+    """Which of these measures cannot be computed, and why. Nothing is computed.
 
     subject: its arrays may be jax.ShapeDtypeStruct; without a key, what draws is refused.
     """
-    refused = {}
+    wrong = Checked({}, {})
 
     def try_all(*arrays: Any) -> None:
         # One trace for all: what they share is traced once.
         one = _subject(subject.model, *arrays)
         for name in names:
             try:
-                MEASURES[name](one)
+                number(name, one)
             except UserError as error:
-                refused[name] = str(error)
+                wrong.refused[name] = str(error)
+            except MeasureError as error:
+                wrong.failed[name] = error
 
     jax.eval_shape(
         try_all,
@@ -122,7 +236,7 @@ def refusals(subject: Subject, names: Sequence[str]) -> dict[str, str]:
         subject.initial_variables,
         subject.key,
     )
-    return refused
+    return wrong
 
 
 def _subject(
@@ -152,7 +266,8 @@ def compute(
       {measure: value}; a value may be infinite, as a norm by a margin that is not positive is.
 
     Raises:
-      UserError: no such measure, or one that is asked for by its own name cannot be computed.
+      UserError: no such measure; one that is asked for by its own name cannot be computed; or one
+        is wrong, whose error is the cause.
     """
     names = tuple(names)
     arrays = (
@@ -163,7 +278,9 @@ def compute(
         streams.stream(seed, streams.MEASURES),
     )
     wanted = [name for own in select(names).values() for name in own]
-    refused = refusals(_subject(model, *arrays), wanted)
+    refused, failed = checked(_subject(model, *arrays), wanted)
+    for error in failed.values():
+        raise UserError(str(error)) from error
     for name in names:
         if name in refused:
             raise UserError(f"{name}: {refused[name]}")
@@ -171,7 +288,7 @@ def compute(
 
     def all_of(*arrays: Any) -> dict[str, jax.Array]:
         one = _subject(model, *arrays)
-        return {name: MEASURES[name](one) for name in possible}
+        return {name: number(name, one) for name in possible}
 
     found = jax.jit(all_of)(*arrays)
     return {name: float(np.asarray(value)) for name, value in found.items()}

@@ -89,9 +89,9 @@ def test_the_seed_decides(network):
 def test_what_draws_is_refused_without_a_key(network):
     names = tuple(measures.MEASURES)
     with_key = dataclasses.replace(network, key=jax.random.key(0))
-    too_few_images = set(measures.refusals(with_key, names))
+    too_few_images = set(measures.checked(with_key, names).refused)
     assert too_few_images == {"margin_5_kth"}
-    refused = measures.refusals(network, names)
+    refused = measures.checked(network, names).refused
     assert "has no key" in refused["sigma"]
     drawing = {name for family in DRAWING for name in measures.FAMILIES[family]}
     nothing_drawn = {"sharpness_l2_increase", "gradient_noise", "fisher_trace_empirical"}
@@ -100,12 +100,12 @@ def test_what_draws_is_refused_without_a_key(network):
     shapes = jax.eval_shape(lambda: (network.variables, network.images_NxHxWxC, network.labels_N))
     fields = ("variables", "images_NxHxWxC", "labels_N")
     outline = dataclasses.replace(network, **dict(zip(fields, shapes, strict=True)))
-    assert set(measures.refusals(outline, names)) == set(refused)
+    assert set(measures.checked(outline, names).refused) == set(refused)
 
 
 def test_each_refusal_has_its_own_reason(network):
     subject = dataclasses.replace(network, initial_variables=None, key=jax.random.key(0))
-    refused = measures.refusals(subject, ["sigma", "jiang_48_pac_bayes_init", "margin_min"])
+    refused = measures.checked(subject, ["sigma", "jiang_48_pac_bayes_init", "margin_min"]).refused
     assert set(refused) == {"jiang_48_pac_bayes_init"}
     assert "needs the initial weights" in refused["jiang_48_pac_bayes_init"]
     with pytest.raises(UserError, match="jiang_48_pac_bayes_init: this measure needs the initial"):
