@@ -81,6 +81,8 @@ def build(workdir: str | Path) -> Report:
     rows = series.table(lines)
     html = page.render(results, said, pictures, more, compared, rows, ranked, bounded)
     with output.folder_of(folder) as folder:
+        for name in (*(f"{name}.png" for name in page.TITLES), "ranking.md"):
+            (folder / name).unlink(missing_ok=True)  # An older report may have had more.
         for name, png in pictures.items():
             (folder / f"{name}.png").write_bytes(png)
         for table in compared:

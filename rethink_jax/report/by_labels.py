@@ -37,12 +37,12 @@ class _Pen(NamedTuple):
 
     @property
     def line(self) -> dict[str, Any]:
-        return dict(color=self.colour, linewidth=1.6 + 0.8 * self.rank, zorder=3 - 0.1 * self.rank)
+        return dict(color=self.colour, linewidth=1.6 + 0.45 * self.rank, zorder=3 - 0.1 * self.rank)
 
     @property
     def points(self) -> dict[str, Any]:
-        size = 4 + 2.5 * self.rank
-        return dict(marker=self.marker, markersize=size, mfc="none", mew=1.6)
+        size = 4 + 2.0 * self.rank
+        return dict(marker=self.marker, markersize=size, mfc="none", mew=1.5)
 
 
 def _pens(number: int) -> list[_Pen]:
@@ -144,7 +144,7 @@ def _mark_unfitted(axis: Any, settings: list[Setting], pen: _Pen) -> None:
     if some:
         last = [s.trials["stop.max_epochs"].max() for s in some]
         probs = [s.label_prob for s in some]
-        marks = pen.points | dict(marker="^", markersize=7 + 4 * pen.rank)
+        marks = pen.points | dict(marker="^", markersize=6 + 3.5 * pen.rank)
         axis.plot(probs, last, **pen.line | marks | dict(linestyle="", clip_on=False))
         axis.plot([], [], "^", color=GREY, mfc="none", markersize=8, label=UNFITTED)
 

@@ -24,7 +24,7 @@ def _listed(names: Iterable[str]) -> str:
     """At most so many of the names, each once."""
     every = list(dict.fromkeys(names))
     more = len(every) - _MAX_NAMES
-    return ", ".join(every[:_MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
+    return "; ".join(every[:_MAX_NAMES]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _left_out(left: list[str], why: str, all_names: list[str]) -> list[str]:
@@ -32,7 +32,7 @@ def _left_out(left: list[str], why: str, all_names: list[str]) -> list[str]:
     if not left:
         return []
     drawn = len(all_names) - len(left)
-    return [f"Drawn: {drawn} of {len(all_names)} lines, {why}; not {_listed(left)}."]
+    return [f"Drawn: {drawn} of {len(all_names)} lines, {why}. Not drawn: {_listed(left)}."]
 
 
 def _losses(found: list[Line]) -> str:
@@ -44,8 +44,10 @@ def _losses(found: list[Line]) -> str:
     if left:
         says.append(
             "Of each label corruption the highest level is drawn, and corrupted images with true "
-            f"labels; not {_listed(left)}."
+            f"labels. Not drawn: {_listed(left)}."
         )
+    if any(s.curves["online_loss"].shape[1] == 1 for line in panels for s in line.main):
+        says.append("A point: all seeds ended after one epoch.")
     others = [line.name for line in found if line not in panels]
     return " ".join(
         says + _left_out(others, "those with most to compare", [line.name for line in found])

@@ -30,10 +30,10 @@ class Distinct(NamedTuple):
         """What was left out; empty if nothing."""
         if not self.copies:
             return ""
+        trials = "1 more trial is a copy" if self.copies == 1 else f"{self.copies} more are copies"
         return (
-            f"Copies left out: {self.copies}, in which only {', '.join(self.fields)} "
-            f"{'is' if len(self.fields) == 1 else 'are'} other than in a trial that is shown, "
-            "without any effect there; each training is drawn and counted once."
+            f"{trials} of these: all that differs is {', '.join(self.fields)}, without an effect "
+            "there. Each training is drawn and counted once."
         )
 
 

@@ -103,8 +103,8 @@ def loss_curves(found: list[Line]) -> bytes | None:
                 style = ":" if turn else style_of(setting)  # The colours are used up.
                 _draw_losses(axis, setting, COLOURS[place], style, line.network)
             axis.set(xlabel="epoch", title=line.name if len(panels) > 1 else "")
-            axis.set_ylim(bottom=0)
             whole_epochs(axis)
+        axes[0][0].set_ylim(bottom=0)  # Once all are drawn: it ends the fitting of the axis.
         axes[0][0].set_ylabel("mean training loss (nats)")
         key(figure, list(axes[0]))
         return png(figure)

@@ -14,7 +14,7 @@ from rethink_jax.report.ranking import Ranking
 from rethink_jax.report.series import Row
 from rethink_jax.report.tables import NOT_RUN, PaperTable
 
-_TITLES = {
+TITLES = {
     "examples": ("What the networks saw", "Training images as they are, and corrupted."),
     "fig1a": (
         "How the training loss falls",
@@ -120,7 +120,7 @@ def render(
     """The page as text.
 
     Args:
-      pictures: {name in `_TITLES`: PNG bytes}.
+      pictures: {name in `TITLES`: PNG bytes}.
       more: {name of a picture: what its caption says of this sweep}.
       compared: the paper's tables.
       ranked: the table of measures.
@@ -129,7 +129,7 @@ def render(
     dotted = _OF_ZHANG if compared else ()
     figures = "".join(
         _figure(name, pictures[name], more.get(name, ""), _DOTTED * (name in dotted))
-        for name in _TITLES
+        for name in TITLES
         if name in pictures
     )
     measures = "".join(table(t.title, t) for t in [*classical, *([ranked] if ranked else [])])
@@ -157,7 +157,7 @@ def _title(results: Results) -> str:
 
 
 def _figure(name: str, png: bytes, *more: str) -> str:
-    title, caption = _TITLES[name]
+    title, caption = TITLES[name]
     return figure(title, " ".join(filter(None, (caption, *more))), png, name)
 
 

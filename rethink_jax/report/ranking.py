@@ -240,7 +240,7 @@ def _interval_text(interval: ranking.Interval) -> str:
 def _sentence(found: Sequence[_Row], networks: int) -> str:
     """Which measure is the best of those that differ from none; found: the largest |tau| first."""
     ranked, sure = [row for row in found if row.size >= 0], [row for row in found if row.sure]
-    of = f"Of {len(ranked)} measures, "
+    of = f"Of {len(ranked)} measure{'s' * (len(ranked) > 1)}, "
     if not sure:
         return (
             f"{of}none is distinguishable from one that says nothing of the generalization gap: "

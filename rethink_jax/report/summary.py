@@ -90,8 +90,7 @@ _MAX_PIXELS = 4
 def _by_pixels(line: Line, named: bool) -> list[str]:
     """Test error and time to fit with corrupted images."""
     parts = [
-        f"{s.name} {1 - mean_std(s.trials['final_test_accuracy'])[0]:.1%} "
-        f"(epochs to fit: {in_text(s.trials['epochs_to_fit'], '.1f')})"
+        f"{s.name} {1 - mean_std(s.trials['final_test_accuracy'])[0]:.1%} ({_fit(s)})"
         for s in with_pixels(line)
         if not s.labels
     ]
@@ -102,6 +101,12 @@ def _by_pixels(line: Line, named: bool) -> list[str]:
     return [f"Test error{of} with corrupted images: {', '.join(parts[:_MAX_PIXELS])}{further}."]
 
 
+def _fit(setting: Setting) -> str:
+    if unfitted(setting) == len(setting.trials):
+        return "none fitted"
+    return f"epochs to fit: {in_text(setting.trials['epochs_to_fit'], '.1f')}"
+
+
 def _effort(results: records.Results) -> str:
     """What the trials took, copies among them; a command that was killed left no time."""
     done, runs = results.trials[results.trials["status"].isin(records.DONE)], results.run["runs"]
@@ -109,7 +114,8 @@ def _effort(results: records.Results) -> str:
     steps = int((done["epochs"] * done["steps_per_epoch"]).sum())
     machine = runs[-1]["cpu"] if runs else {"model": "?", "cores": 0}
     where = runs[-1]["devices"][0] if runs else "?"
-    device = f"{machine['cores']} CPU cores" if where.split(":")[0] == "cpu" else where
+    cores = f"{machine['cores']} CPU core{'s' * (machine['cores'] != 1)}"
+    device = cores if where.split(":")[0] == "cpu" else where
     lost = len(runs) - len(seconds)
     time = f"{'at least ' * bool(lost)}{sum(seconds):.0f} s" if seconds else "in an unknown time"
     text = f"{len(done)} trials, {steps:,} steps, {time} on {device}"
