@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from rethink_jax.report import by_labels, figures
 from rethink_jax.report.series import Line, unfitted
 
-_MAX_NAMES = 6
+_MAX_NAMES = 4
 
 
 def captions(found: list[Line]) -> dict[str, str]:
