@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import pyplot as plt
 from test_report import CIFAR_MLP, drawn, made_workdir
 from test_report_ranking import gaps_of, in_memory, swept
 
@@ -349,3 +350,17 @@ def test_a_figure_that_is_no_more_is_removed(tmp_path):
     report.build(tmp_path)
     names = {p.name for p in folder.iterdir()}
     assert "my_notes.md" in names and not names & {"fig2.png", "ranking.md"}
+
+
+def test_powers_of_ten_are_no_formulas():
+    """Names with dollars are no formulas, so matplotlib's own would be shown as their source."""
+    with plt.rc_context(figures.STYLE):
+        figure, axes = plt.subplots(1, 2)
+        for axis, low in zip(axes, (1e-5, 0.5), strict=True):
+            axis.plot([low, 2e5], [low, 2])
+            axis.set(xscale="log", yscale="log")
+        assert figures.png(figure).startswith(b"\x89PNG")
+    texts = [t.get_text() for a in axes for t in (*a.get_xticklabels(which="both"),
+                                                  *a.get_yticklabels(which="both"))]  # fmt: skip
+    assert not any("$" in text for text in texts)
+    assert {"10⁻⁵", "0.01", "1", "100", "10⁴", "0.6", "2"} <= set(texts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import Any
 
 import matplotlib
@@ -10,7 +11,8 @@ import matplotlib
 matplotlib.use("Agg")
 import numpy as np
 from matplotlib import pyplot as plt
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.layout_engine import PlaceHolderLayoutEngine
+from matplotlib.ticker import LogFormatterSciNotation, MaxNLocator, PercentFormatter
 
 from rethink_jax import paper
 from rethink_jax.report.series import Levels, Line, Setting
@@ -37,7 +39,39 @@ _MAX_PANELS = 4
 MAX_ACCURACY_LINES = 4
 
 
+class _PlainPowers(LogFormatterSciNotation):
+    """Powers of ten as plain text: without formulas matplotlib prints the source of its own."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        if not super().__call__(x, pos):
+            return ""  # No label at this tick.
+        exponent = math.floor(math.log10(abs(x)) + 1e-9) if x else 0
+        if abs(exponent) <= 3:
+            return f"{x:g}"
+        factor = f"{x / 10**exponent:g}"
+        return f"{factor}×" * (factor != "1") + f"10{str(exponent).translate(_RAISED)}"
+
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def _plain_powers(ticks: Any) -> None:
+    for of, put in (
+        (ticks.get_major_formatter(), ticks.set_major_formatter),
+        (ticks.get_minor_formatter(), ticks.set_minor_formatter),
+    ):
+        if isinstance(of, LogFormatterSciNotation):
+            put(_PlainPowers(10, labelOnlyBase=of.labelOnlyBase))
+
+
 def png(figure: Any) -> bytes:
+    for axis in figure.axes:
+        _plain_powers(axis.xaxis)
+        _plain_powers(axis.yaxis)
+    if isinstance(figure.get_layout_engine(), PlaceHolderLayoutEngine):
+        # Again, as the labels have other sizes now; from what it was, one pass is not enough.
+        figure.tight_layout()
+        figure.tight_layout()
     buffer = io.BytesIO()
     # The default metadata names the matplotlib version; without it equal results give equal files.
     figure.savefig(buffer, format="png", bbox_inches="tight", metadata={"Software": None})
