@@ -320,6 +320,15 @@ def test_steps_are_in_thousands_only_if_there_are_thousands(tmp_path, monkeypatc
     assert said.startswith("Drawn: alexnet; mlp, hidden [8]. Not drawn: mlp, hidden [9]; a line ")
 
 
+def test_online_accuracies_are_called_so(tmp_path):
+    columns = {name: np.linspace(0.1, 0.9, 3) for name in train.CURVE}
+    streamed = np.stack(list((columns | {"train_accuracy": np.full(3, np.nan)}).values()), 1)
+    trials = [nested(m) for m in MODELS]
+    lines, _ = lines_of(tmp_path, trials, [one(curve=streamed), one()])
+    said = captions.captions(lines)["fig2"]
+    assert said == "Training accuracy of mlp: over each epoch's batches as they were trained on."
+
+
 # --- what it took ---------------------------------------------------------------------------------
 
 

@@ -76,13 +76,18 @@ def _fitting(found: list[Line]) -> str:
 
 
 def _accuracies(found: list[Line]) -> str:
-    shown = [line.name for line, _ in figures.accuracy_lines(found)]
-    left = [line.name for line in found if line.name not in shown]
-    if not left:
-        return ""
-    return (
-        f"Drawn: {_listed(shown)}. Not drawn: {_listed(left)}; a line needs trials with true "
-        f"labels on clean images whose test accuracy was taken in {figures.FEWEST_EVALUATED} "
-        f"epochs or more, and of these the first {figures.MAX_ACCURACY_LINES} are drawn, the "
-        "paper's networks first."
-    )
+    lines = figures.accuracy_lines(found)
+    shown, says = [line.name for line, _ in lines], []
+    if left := [line.name for line in found if line.name not in shown]:
+        says.append(
+            f"Drawn: {_listed(shown)}. Not drawn: {_listed(left)}; a line needs trials with true "
+            f"labels on clean images whose test accuracy was taken in {figures.FEWEST_EVALUATED} "
+            f"epochs or more, and of these the first {figures.MAX_ACCURACY_LINES} are drawn, the "
+            "paper's networks first."
+        )
+    if online := [line.name for line, setting in lines if figures.is_online(setting)]:
+        says.append(
+            f"Training accuracy of {_listed(online)}: over each epoch's batches as they were "
+            "trained on."
+        )
+    return " ".join(says)

@@ -227,7 +227,7 @@ def _converged(setting: Setting) -> Any:
 def _accuracy(setting: Setting, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps, and the mean accuracy over seeds where all were evaluated."""
     accuracy_TxE = setting.curves[f"{split}_accuracy"][_converged(setting)]
-    if split == "train" and not np.isfinite(accuracy_TxE).any():  # a streamed training set
+    if split == "train" and is_online(setting):
         accuracy_TxE = setting.curves["online_accuracy"][_converged(setting)]
     evaluated_E = np.isfinite(accuracy_TxE).all(0)
     epochs = 1 + np.flatnonzero(evaluated_E)
@@ -238,6 +238,11 @@ def _accuracy(setting: Setting, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 FEWEST_EVALUATED = 3  # Epochs that make a curve of accuracies.
+
+
+def is_online(setting: Setting) -> bool:
+    """Whether a setting's training set was never evaluated as a whole, as a streamed one."""
+    return not np.isfinite(setting.curves["train_accuracy"][_converged(setting)]).any()
 
 
 def _has_accuracies(setting: Setting) -> bool:
