@@ -7,7 +7,7 @@ from pathlib import Path
 
 from absl import flags
 
-from rethink_jax import cli, remote
+from rethink_jax import cli, remote, shown
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder that a sweep wrote")
 _MEASURES = flags.DEFINE_list(
@@ -52,7 +52,7 @@ def _measure(workdir: Path) -> int:
             f"{family}: {networks} networks in {seconds:.1f} s, compiling included; "
             f"{seconds / networks:.3f} s each"
         )
-    print(f"measures: {work.path.absolute()}")
+    print(shown.line(f"measures: {work.path.absolute()}"))
     return cli.EXIT_OK
 
 

@@ -5,7 +5,7 @@ python -m launch.report --workdir=runs/quickstart
 
 from absl import flags
 
-from rethink_jax import cli, remote, report
+from rethink_jax import cli, remote, report, shown
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder that a sweep wrote")
 
@@ -14,7 +14,7 @@ def main() -> int:
     with remote.folder_of(_WORKDIR.value, everything=True) as workdir:
         result = report.build(workdir)
     print("\n".join(result.summary))
-    print(f"report: {result.page.absolute()}")
+    print(shown.line(f"report: {result.page.absolute()}"))
     return cli.EXIT_OK
 
 

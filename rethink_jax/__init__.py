@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "UserError": "rethink_jax.schema",
     "default_config": "rethink_jax.config",
+    "load_data": "rethink_jax.trial_data",
     "load_measures_along": "rethink_jax.records",
     "load_results": "rethink_jax.records",
     "load_trial": "rethink_jax.checkpoint",
@@ -22,3 +23,7 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

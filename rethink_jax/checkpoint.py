@@ -175,6 +175,8 @@ def load_trial(workdir: str | Path, trial_id: str) -> LoadedTrial:
       UserError: no such trial in the workdir, or its network was not kept.
     """
     folder = Path(workdir) / "trials" / trial_id
+    if not Path(workdir).is_dir():
+        raise UserError(f"there is no folder {workdir}; name the workdir of a sweep")
     if not (folder / "result.json").is_file():
         raise UserError(
             f"no finished trial {trial_id!r} in {workdir}; its trials are listed in "

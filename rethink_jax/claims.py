@@ -11,21 +11,35 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rethink_jax import damaged, promised
 from rethink_jax.files import part_of, write_atomically, write_once
 from rethink_jax.processes import machine, start_of
+from rethink_jax.promised import COUNT, FINITE, POSITIVE, SIZE, TEXT, Each, Kind, Maybe
 from rethink_jax.schema import UserError
 from rethink_jax.slices import Slice
 
 BEAT_SECONDS = 10.0  # Between two heartbeats of a claim.
+_SHOWN_SECONDS = 2.0  # Between two reports of progress.
 _BEATS = 3  # Of silence, after which a process that cannot be asked about is taken for dead.
 
-_NEEDED = {"slice", "host", "boot", "pid", "start", "state", "trials", "groups"}
+_PROMISED = {
+    "slice": TEXT, "host": TEXT, "boot": TEXT, "pid": SIZE, "start": (TEXT, None), "state": TEXT,
+    "trials": Each(TEXT, least=0), "groups": Each(TEXT, least=0),
+    # Nobody is to wait for hours for a heartbeat.
+    "every": Maybe(Kind("up to 60 seconds", lambda v: POSITIVE.holds(v) and v <= 60)),
+    "progress": Maybe({
+        "steps_per_second": Maybe(FINITE), "steps_left": Maybe(FINITE), "doing": Maybe(TEXT),
+        # Trials with the epochs done, and of how many.
+        "running": Maybe(Each([TEXT, FINITE, COUNT], least=0)),
+    }),
+}  # fmt: skip
 
 RUNNING = "running"  # The state of a claim; whatever else is there, it has ended.
 
@@ -33,7 +47,7 @@ RUNNING = "running"  # The state of a claim; whatever else is there, it has ende
 class Found(NamedTuple):
     """A claim as it was read.
 
-    facts: {} if it cannot be read   text: as in the file
+    facts: {} if they are none of a claim   text: as in the file
     """
 
     path: Path
@@ -70,21 +84,31 @@ class Found(NamedTuple):
 
 
 def read(path: Path) -> Found | None:
-    """A claim, or None if it is gone."""
+    """A claim, or None if it is gone.
+
+    Raises:
+      UserError: it cannot be read.
+    """
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise UserError(
+            f"cannot read {path} ({error.strerror or error}); delete it if no process runs here, "
+            "no result depends on it"
+        ) from error
     with contextlib.suppress(ValueError):
-        facts = json.loads(text)
-        if isinstance(facts, dict) and facts.keys() >= _NEEDED:
+        facts = damaged.parse(text)
+        if not promised.broken(facts, _PROMISED):
             return Found(path, facts, text)
     return Found(path, {}, text)
 
 
 def read_all(workdir: Path) -> list[Found]:
-    """All claims of a workdir."""
-    found = map(read, sorted((workdir / "claims").glob("[!.]*.json")))
+    """All claims of a workdir; files of other names are none."""
+    paths = sorted((workdir / "claims").glob("[!.]*.json"))
+    found = map(read, (p for p in paths if re.fullmatch(r"[^.]+\.\d+\.json", p.name)))
     return [claim for claim in found if claim is not None]
 
 
@@ -139,10 +163,9 @@ class Claim:
                 write_atomically(self.path, json.dumps(self._facts), durable=False)
 
     def _beat_on(self) -> None:
-        pause = 1.0  # The first ones come sooner, so that somebody who looks sees the beginning.
-        while not self._stop.wait(min(pause, self._facts["every"])):
+        # More often than promised, for those who look.
+        while not self._stop.wait(min(_SHOWN_SECONDS, self._facts["every"])):
             self.beat()
-            pause *= 2
 
 
 def take(

@@ -6,18 +6,21 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
+import io
 import logging
 import os
 import re
-import runpy
 import sys
 from collections.abc import Callable, Sequence
+from importlib.machinery import SourceFileLoader
 from typing import Any, NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
 
-from rethink_jax import axes, devices
+from rethink_jax import axes, devices, shown
 from rethink_jax.schema import UserError, plain, suggest
 
 EXIT_OK, EXIT_USER, EXIT_FAILED, EXIT_INTERRUPTED = 0, 2, 3, 75
@@ -40,6 +43,8 @@ def run(
       flags_needed: {flag name: what to say if it is not given}.
     """
     devices.setup()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # A name may have what the terminal has not.
+        sys.stdout.reconfigure(errors="backslashreplace")
     app.define_help_flags()
     debug = any(re.fullmatch(r"--?debug(=(true|1))?", a, re.IGNORECASE) for a in sys.argv)
     if not debug:
@@ -55,13 +60,35 @@ def run(
     except UserError as error:
         if debug:
             raise
-        # A name that a user gave may have a newline in it.
-        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        # A name that a user gave may have a newline in it, or what moves a terminal's cursor.
+        print(f"error: {shown.line(str(error))}", file=sys.stderr)
+        code = EXIT_USER
+    except BrokenPipeError:  # Whoever read what is printed has ended, as `head` does.
+        code = EXIT_INTERRUPTED
+    except OSError as error:  # Of a disk or a terminal, of which nothing better was said.
+        if debug:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {shown.line(f'{where}{error.strerror or error}')}", file=sys.stderr)
         code = EXIT_USER
     except KeyboardInterrupt:  # A second Ctrl-C; the first one ends a sweep in order.
         print("stopped without saving", file=sys.stderr)
         code = EXIT_INTERRUPTED
-    sys.exit(code)
+    sys.exit(_flushed(code))
+
+
+def _flushed(code: int) -> int:
+    """The exit code, once all that was printed is out; another one, if it cannot be."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:  # The interpreter would try it once more, with a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return code or EXIT_INTERRUPTED
+        if not code:
+            print(f"error: {error.strerror or error}", file=sys.stderr)
+        return code or EXIT_USER
+    return code
 
 
 def _quiet_orbax() -> None:
@@ -89,6 +116,9 @@ def _parse_flags(known_fields: Callable[[], list[str]]) -> None:
     Raises:
       UserError: whatever is wrong with a flag, the config file or an override of it.
     """
+    given = sys.argv
+    # Where ml_collections looks for overrides, whatever it is given.
+    sys.argv, model_axes = _apart(given)
     try:
         rest = flags.FLAGS(sys.argv)
         if "config" in flags.FLAGS and flags.FLAGS["config"].present:
@@ -96,6 +126,7 @@ def _parse_flags(known_fields: Callable[[], list[str]]) -> None:
             config = flags.FLAGS["config"].value
             if not hasattr(config, "to_dict") and not isinstance(config, dict):
                 raise UserError(f"get_config of the config returns {config!r}, not a ConfigDict")
+            _set_model_axes(config, model_axes)
     except UserError:
         raise
     except flags.Error as error:
@@ -104,10 +135,49 @@ def _parse_flags(known_fields: Callable[[], list[str]]) -> None:
     except Exception as error:
         wrong = _unknown_override(sys.argv, error, known_fields())
         raise UserError(wrong or f"the config cannot be read: {_one_line(error)}") from error
+    finally:
+        sys.argv = given  # What was run, as it is recorded.
     if "config" in flags.FLAGS and flags.FLAGS["config"].present:
         _refuse_hidden(sys.argv, plain(flags.FLAGS["config"].value))
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
+
+
+def _apart(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The arguments, and apart from them --config.sweep.model[.FIELD]=TEXT, {FIELD or "": TEXT}.
+
+    ml_collections overrides only what a config has, and none has the fields of all networks.
+    """
+    pattern = re.compile(r"--?config\.sweep\.model(?:\.(\w+))?=(.*)", re.DOTALL)
+    found = {argument: pattern.fullmatch(argument) for argument in argv}
+    axes_over_models = {m[1] or "": m[2] for m in found.values() if m}
+    return [argument for argument in argv if not found[argument]], axes_over_models
+
+
+def _set_model_axes(config: Any, axes_over_models: dict[str, str]) -> None:
+    """Puts axes over networks and their fields into a config."""
+    for field, text in axes_over_models.items():
+        sweep = config.setdefault("sweep", {}) if isinstance(config, dict) else config.sweep
+        there = sweep.get("model") or {}
+        if field and isinstance(there, tuple | list):
+            raise UserError(
+                f"--config.sweep.model.{field}: config.sweep.model of this config names whole "
+                "networks; take them away with --config.sweep.model=() or write the axis there"
+            )
+        value = {**plain(there), field: _axis(text)} if field else _axis(text)
+        if isinstance(config, dict):
+            sweep["model"] = value
+        else:
+            with config.unlocked(), sweep.ignore_type():
+                sweep.model = value
+
+
+def _axis(text: str) -> Any:
+    """What a user writes for an axis: a tuple of values, or words with commas."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return tuple(word.strip(" '\"") for word in text.strip("() ").split(",") if word.strip())
 
 
 def _refuse_hidden(argv: Sequence[str], config: dict[str, Any]) -> None:
@@ -125,9 +195,13 @@ def _refuse_hidden(argv: Sequence[str], config: dict[str, Any]) -> None:
 
 
 def _run_own(file: str) -> None:
-    """Runs a file of the user's, as importing it would."""
+    """Imports a file of the user's."""
     try:
-        runpy.run_path(file, run_name="own")
+        loader = SourceFileLoader("own", file)
+        spec = importlib.util.spec_from_loader("own", loader)
+        assert spec is not None
+        sys.modules["own"] = module = importlib.util.module_from_spec(spec)
+        loader.exec_module(module)
     # It is Python and can fail in any way.
     except Exception as error:
         raise UserError(f"--own={file} cannot be run: {_one_line(error)}") from error
@@ -139,6 +213,9 @@ def _one_line(error: Exception) -> str:
     if len(lines) < 2:
         name = "" if isinstance(error, flags.Error) else f"{type(error).__name__}: "
         return name + (lines[0] if lines else "no message")
+    # What a config file says by itself needs no introduction.
+    if own := re.search(r"rethink_jax\.schema\.UserError: (.*)", lines[-1]):
+        return own[1]
     first = lines[0].removesuffix("Traceback (most recent call last):").rstrip()
     return " ".join(part for part in (first, lines[-1]) if part)
 

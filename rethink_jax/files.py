@@ -12,6 +12,8 @@ from pathlib import Path
 
 from rethink_jax.processes import machine_id, start_of
 
+# Of a name with bytes that are not UTF-8, in a table or a page; JSON has its own escapes.
+_ERRORS = "backslashreplace"
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
@@ -59,7 +61,7 @@ def write_once(path: Path, text: str) -> bool:
             raise
         # Without hard links a reader may see half of it for a moment.
         try:
-            with path.open("x", encoding="utf-8") as file:
+            with path.open("x", encoding="utf-8", errors=_ERRORS) as file:
                 file.write(text)
         except FileExistsError:
             return False
@@ -67,6 +69,13 @@ def write_once(path: Path, text: str) -> bool:
         part.unlink(missing_ok=True)
     _sync_folder(path.parent)
     return True
+
+
+def check_writable(folder: Path) -> None:
+    """Raises OSError unless files can be made in a folder."""
+    probe = part_of(folder / "writable")
+    probe.touch()
+    probe.unlink()
 
 
 def remove_parts(folder: Path) -> None:
@@ -81,7 +90,7 @@ def remove_parts(folder: Path) -> None:
 
 
 def _write(path: Path, text: str, durable: bool) -> None:
-    with path.open("w", encoding="utf-8") as file:
+    with path.open("w", encoding="utf-8", errors=_ERRORS) as file:
         file.write(text)
         if durable:
             file.flush()

@@ -19,11 +19,27 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rethink_jax import damaged
+from rethink_jax import damaged, promised
 from rethink_jax.files import write_atomically, write_once
+from rethink_jax.promised import SIZE, TEXT, Each, one_of
 from rethink_jax.schema import UserError
 
 FORMAT = 2  # Of the workdir. A reader refuses others.
+
+# {id of a trial's static fields: those of the network it is padded to}
+_WIDTHS = {...: {...: (SIZE, Each(SIZE, least=0))}}
+_CONVOLUTION = {
+    **dict.fromkeys(("height", "width", "channels", "features", "stride"), SIZE),
+    **dict.fromkeys(("padding", "dtype", "lowering"), TEXT),
+    "window": [SIZE, SIZE], ...: promised.NOTHING,
+}  # fmt: skip
+_CHOICES = {
+    "group_id": TEXT, "device": TEXT,
+    "choices": {
+        "batching": one_of("auto", "map", "vmap"), "lanes_per_device": promised.SIZE_OR_0,
+        "convolutions": Each(_CONVOLUTION, least=0),
+    },
+}  # fmt: skip
 
 
 class Run:
@@ -69,9 +85,7 @@ class History:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"cannot read {self.header_path} ({error}); take another --workdir"
-            ) from error
+            raise damaged.refused(self.header_path, error, "take another --workdir") from error
         if not isinstance(header, dict) or header.get("format") != FORMAT:
             raise UserError(
                 f"{self.header_path} was not written by this version of rethink_jax; "
@@ -95,8 +109,10 @@ class History:
             return None
         began_with, fixed = {k: head[k] for k in ("config", "config_sha256")}, head["fixed_fields"]
         runs = []
-        for path in sorted((self._path / "runs").glob("*.json"), key=lambda p: (_number(p), p)):
-            run = _read(path)
+        for path in sorted(
+            (self._path / "runs").glob("*.json"), key=lambda p: (_number(p.name), p)
+        ):
+            run = _read(path, damaged.RUN)
             head |= {k: run.pop(k, began_with[k]) for k in began_with}
             head["data"] |= run.pop("data", {})
             swept = fixed.keys() - run.pop("fixed_fields", fixed).keys()
@@ -105,7 +121,7 @@ class History:
         choices: dict[str, Any] = {}
         for path in sorted((self._path / "choices").glob("*.json")):
             if not path.name.startswith("widths."):
-                found = _read(path)
+                found = _read(path, _CHOICES)
                 choices.setdefault(found["group_id"], {})[found["device"]] = found["choices"]
         widths = self._widths()[0]
         return head | {"fixed_fields": fixed, "widths": widths, "choices": choices, "runs": runs}
@@ -122,7 +138,7 @@ class History:
         folder.mkdir(exist_ok=True)
         # By what is there and no clock, which may differ or go back; two at once may have one
         # number, and neither was before the other.
-        number = 1 + max(map(_number, folder.glob("*.json")), default=0)
+        number = 1 + max((_number(p.name) for p in folder.glob("*.json")), default=0)
         name = f"{number:06}_{slice_name}_{os.getpid()}_{secrets.token_hex(2)}.json"
         return Run(folder / name, facts)
 
@@ -144,15 +160,16 @@ class History:
                 return
 
     def _widths(self) -> tuple[dict[str, Any], int]:
-        """{id of a trial's static fields: those of the network it is padded to}, and of how many
-        files."""
+        """{id of a trial's static fields: those of the network it is padded to}, and the number
+        of the next file; one before may have been deleted."""
         paths = sorted((self._path / "choices").glob("widths.*.json"))
-        return {k: v for path in paths for k, v in _read(path).items()}, len(paths)
+        number = 1 + max((_number(p.name.removeprefix("widths.")) for p in paths), default=-1)
+        return {k: v for path in paths for k, v in _read(path, _WIDTHS).items()}, number
 
     def choices(self, group_id: str, device: str) -> dict[str, Any] | None:
         """What a group was chosen to run with on a kind of device, if anything was."""
         with contextlib.suppress(FileNotFoundError):
-            return _read(self._choices_path(group_id, device))["choices"]
+            return _read(self._choices_path(group_id, device), _CHOICES)["choices"]
         return None
 
     def settle_choices(self, group_id: str, device: str, found: dict[str, Any]) -> dict[str, Any]:
@@ -160,16 +177,16 @@ class History:
         path = self._choices_path(group_id, device)
         path.parent.mkdir(exist_ok=True)
         text = _json({"group_id": group_id, "device": device, "choices": found})
-        return found if write_once(path, text) else _read(path)["choices"]
+        return found if write_once(path, text) else _read(path, _CHOICES)["choices"]
 
     def _choices_path(self, group_id: str, device: str) -> Path:
         name = re.sub(r"[^A-Za-z0-9]+", "-", device).strip("-").lower()
         return self._path / "choices" / f"{group_id}.{name}.json"
 
 
-def _number(run: Path) -> int:
-    """Where a run stands among the others."""
-    found = re.match(r"\d+", run.name)
+def _number(name: str) -> int:
+    """Where a file stands among the others, by its name."""
+    found = re.match(r"\d+", name)
     return int(found[0]) if found else 0
 
 
@@ -177,13 +194,13 @@ def _json(value: Any) -> str:
     return json.dumps(value, indent=1, sort_keys=True)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, promise: Any) -> Any:
     try:
         found = damaged.read_json(path)
-        if not isinstance(found, dict):
-            raise ValueError("it holds no dict")
+        if what := promised.broken(found, promise):
+            raise ValueError(what)
         return found
-    except ValueError as error:
-        raise UserError(
-            f"{path} is damaged ({error}); delete it, no result depends on it"
-        ) from error
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise damaged.refused(path, error, "delete it, no result depends on it") from error

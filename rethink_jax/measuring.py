@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import io
@@ -20,6 +21,7 @@ from rethink_jax.checkpoint import load_trial
 from rethink_jax.data import preprocess, sources
 from rethink_jax.data.corruption import ImageSet, pixel_stats
 from rethink_jax.data.dataset import Dataset
+from rethink_jax.files import check_writable
 from rethink_jax.measures.subject import Subject
 from rethink_jax.progress import Counter
 from rethink_jax.schema import UserError, first_line, suggest
@@ -88,6 +90,8 @@ class Measuring:
 
     def run(self) -> None:
         """Computes what is missing; each batch of networks is on disk once it is done."""
+        with self._writing():  # Before anything is computed that could not be kept.
+            check_writable(self.path.parent)
         self._rows = {k: row for k, row in self._rows.items() if k[1] != ALL}
         kept = []
         for trial_id in self._asked:
@@ -251,7 +255,18 @@ class Measuring:
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self._rows.values())
-        records.write_atomically(self.path, text.getvalue())
+        with self._writing():
+            records.write_atomically(self.path, text.getvalue())
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.path}: {error.strerror or error}; make room there, or copy "
+                "the workdir to where it can be written"
+            ) from error
 
 
 def load_data(workdir: Path, head: dict[str, Any], name: str) -> Any:

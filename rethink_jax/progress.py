@@ -6,6 +6,8 @@ import time
 from collections import deque
 from typing import Any, NamedTuple
 
+from rethink_jax import shown
+
 _LOG_SECONDS = 10.0  # Between plain lines, where the output is no terminal.
 _WINDOW_SECONDS = 20.0  # Over which the rate is taken.
 
@@ -70,9 +72,9 @@ class Progress:
     def say(self, line: str) -> None:
         """Prints a lasting line."""
         if self._live is not None:
-            self._live.console.print(line, highlight=False, markup=False)
+            self._live.console.print(shown.line(line), highlight=False, markup=False)
         else:
-            print(line, flush=True)
+            print(shown.line(line), flush=True)
 
     @property
     def rate(self) -> float:
@@ -134,9 +136,9 @@ class Counter:
     def say(self, line: str) -> None:
         """Prints a lasting line."""
         if self._bar is not None:
-            self._bar.console.print(line, highlight=False, markup=False)
+            self._bar.console.print(shown.line(line), highlight=False, markup=False)
         elif not self._quiet:
-            print(line, flush=True)
+            print(shown.line(line), flush=True)
 
 
 def duration(seconds: float) -> str:

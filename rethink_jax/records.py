@@ -29,8 +29,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from rethink_jax import damaged
-from rethink_jax.files import part_of, remove_parts, write_atomically
+from rethink_jax import damaged, promised, shown
+from rethink_jax.files import check_writable, part_of, remove_parts, write_atomically
 from rethink_jax.history import History
 from rethink_jax.schema import UserError, nest
 from rethink_jax.slices import WHOLE, Slice
@@ -73,11 +73,16 @@ class Workdir:
           UserError: it cannot be made or written, or holds something else.
         """
         try:
+            str(self.path.absolute()).encode()
+        except UnicodeEncodeError:  # As which Python takes bytes of a name that are not UTF-8.
+            raise UserError(
+                f"cannot write to the workdir {self.path}: its path has bytes that are not UTF-8, "
+                "which no checkpoint can; name another with --workdir"
+            ) from None
+        try:
             (self.path / "trials").mkdir(parents=True, exist_ok=True)
             (self.path / "groups").mkdir(exist_ok=True)
-            probe = part_of(self.path / "writable")
-            probe.touch()
-            probe.unlink()
+            check_writable(self.path)
         except OSError as error:
             raise UserError(
                 f"cannot write to the workdir {self.path}: {error.strerror or error}; "
@@ -95,7 +100,7 @@ class Workdir:
     def write_examples(self, examples: dict[str, np.ndarray]) -> None:
         """Writes examples.npz, for `load_examples`."""
         part = part_of(self.path / "examples.npz", ".part.npz")
-        np.savez_compressed(part, **examples)
+        np.savez_compressed(part, **{shown.line(name): a for name, a in examples.items()})
         part.replace(self.path / "examples.npz")
 
     # --- trials -----------------------------------------------------------------------------------
@@ -116,10 +121,11 @@ class Workdir:
         """The trials that have ended, as they are on disk now.
 
         Raises:
-          UserError: a result is damaged.
+          UserError: a result is damaged, or the folder of results cannot be read.
         """
         found = Outcomes(self.path)
-        found.refresh()
+        with damaged.reading(self.path):
+            found.refresh()
         return found
 
     def finished(self) -> dict[str, dict[str, Any]]:
@@ -237,7 +243,9 @@ class Outcomes:
         path = self._trials / trial_id / name
         try:
             record = damaged.read_json(path)
-            return damaged.check_result(path, record) if name == "result.json" else record
+            if name == "result.json":
+                return damaged.check_result(path, record)
+            return None if promised.broken(record, damaged.FAILED) else record
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:  # A UserError is one, too.
@@ -245,7 +253,7 @@ class Outcomes:
                 return None
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"{path} is damaged ({error}); {damaged.AGAIN}") from error
+            raise damaged.refused(path, error, damaged.AGAIN) from error
 
 
 class TableView:
@@ -334,8 +342,8 @@ def load_results(workdir: str | Path) -> Results:
     table = directory.path / "trials.csv"
     rows: list[Any] = []
     if table.is_file():
-        fix = "delete it and run the sweep again, which writes it anew"
-        known = damaged.read_table(table, ("trial_id", "status"), fix, dtype={"trial_id": str})
+        needed = ("trial_id", "status")
+        known = damaged.read_table(table, needed, damaged.ANEW, dtype={"trial_id": str})
         rows = known.to_dict("records")
     by_id = {row["trial_id"]: row for row in rows}
     for row in rows:  # A trial whose result was taken away is to be run again.
@@ -350,9 +358,9 @@ def load_results(workdir: str | Path) -> Results:
         curve = damaged.read_table(path, ("epoch", "online_loss"), damaged.AGAIN)
         curve.insert(0, "trial_id", trial_id)
         curves.append(curve)
-    return Results(
-        pd.DataFrame(list(by_id.values())), pd.concat(curves) if curves else pd.DataFrame(), run
-    )
+    needed = ["trial_id", "status"]  # Also of a workdir in which nothing was planned yet.
+    frame = pd.DataFrame(list(by_id.values()), columns=None if by_id else needed)
+    return Results(frame, pd.concat(curves) if curves else pd.DataFrame(), run)
 
 
 def load_measures(workdir: str | Path) -> Any:

@@ -238,7 +238,7 @@ class Runner:
         worth = mode == "on" or tuning.is_worth(run.spec, run.chosen, trial_steps)
         if mode == "off" or not worth:
             return BY_RULE
-        self._progress.preparing(f"measuring what is fastest for group {group.group_id}")
+        self._preparing(f"measuring what is fastest for group {group.group_id}")
         settings = self._sweep.settings
         choices = tuning.choose(run.spec, group.trials, run.chosen, settings, tuning.Kept())
         held = history.settle_choices(group.group_id, device, choices.to_json())
@@ -249,13 +249,18 @@ class Runner:
     ) -> None:
         """Fills the lanes, after taking fewer if that is asked for and there is no memory."""
         restored = self._restored(run, group, todo, checkpoint)
-        self._progress.preparing(f"compiling the program of group {group.group_id}")
+        self._preparing(f"compiling the program of group {group.group_id}")
         self._layouts[group.group_id] = run.chosen.describe()
         if fit and (note := run.fit()):
             self._progress.say(f"group {group.group_id}: {note}")
             self._layouts[group.group_id] = run.chosen.describe()
         self._run.write()
         run.begin(todo, restored)
+
+    def _preparing(self, what: str) -> None:
+        """Says what there is to wait for, here and to those who look from elsewhere."""
+        self._progress.preparing(what)
+        self._claim.report(done=self.done, total=len(self._sweep.trials), doing=what)
 
     def _restored(
         self, run: LaneRun, group: Group, todo: list[Trial], checkpoint: GroupCheckpoint

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import numbers
 from collections.abc import Collection, Iterable
 from typing import Any
 
 _FLOAT32_MAX = 3.4028234e38
+_LONGEST = 300  # Characters of a value that a message shows.
 
 
 class UserError(ValueError):
@@ -28,6 +28,15 @@ def suggest(name: str, allowed: Iterable[str]) -> str:
 def first_line(error: Exception) -> str:
     """What an error says first; its name, if it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def brief(value: Any) -> str:
+    """What a value is, as Python writes it, for an error's one line; no more than its beginning."""
+    try:
+        text = repr(value)
+    except ValueError:  # A whole number of more digits than Python would write.
+        text = "a number of thousands of digits"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +94,7 @@ class Field:
             raise self._error(name, given)
         if kind in (int, float):
             # The program computes in float32, where a larger number is infinite.
-            if not math.isfinite(value) or abs(value) > _FLOAT32_MAX:
+            if not abs(value) <= _FLOAT32_MAX:  # NaN is not, either.
                 raise self._error(name, given)
             if (self.low is not None and value < self.low) or (
                 self.high is not None and value > self.high
@@ -93,13 +102,13 @@ class Field:
                 raise self._error(name, given)
         if self.choices is not None and value not in self.choices:
             raise UserError(
-                f"{name} is {value!r}; it must be one of {', '.join(self.choices)}"
+                f"{name} is {brief(value)}; it must be one of {', '.join(self.choices)}"
                 f"{suggest(value, self.choices)}"
             )
         return value
 
     def _error(self, name: str, value: Any) -> UserError:
-        return UserError(f"{name} is {value!r}; it needs {self.allowed()}. {self._fix(name)}")
+        return UserError(f"{name} is {brief(value)}; it needs {self.allowed()}. {self._fix(name)}")
 
     def _fix(self, name: str) -> str:
         example = self.default if self.default is not None else self.low
@@ -121,9 +130,14 @@ class Field:
         return text + (" or None" if self.optional else "")
 
 
-def model_field(default: Any, doc: str, **kwargs: Any) -> Any:
-    """A dataclass field of a flax module that is also a config field `model.<name>`."""
-    field = Field(type(default), default, doc, **kwargs)
+def model_field(default: Any, doc: str, kind: type | None = None, **kwargs: Any) -> Any:
+    """A dataclass field of a flax module that is also a config field `model.<name>`.
+
+    Args:
+      kind, kwargs: as of `Field`; the kind of the default, if it has one. With optional=True the
+        default may be None.
+    """
+    field = Field(kind or type(default), default, doc, **kwargs)
     return dataclasses.field(default=default, metadata={"field": field})
 
 

@@ -117,7 +117,10 @@ def _numbers(environ: Mapping[str, str], names: Sequence[str]) -> list[int]:
 
 
 def of_process() -> Slice:
-    """Joins the processes of jax.distributed, as jax finds them; this one's part of a sweep.
+    """Asks jax.distributed which of how many processes this is; its part of a sweep.
+
+    They meet to count themselves and part again: else jax would end those that are still at work
+    minutes after another one has finished or died.
 
     jax knows SLURM, MPI, TPU pods and Kubernetes; elsewhere JAX_COORDINATOR_ADDRESS,
     JAX_NUM_PROCESSES and JAX_PROCESS_ID say which processes there are.
@@ -129,16 +132,19 @@ def of_process() -> Slice:
 
     _check_port(os.environ)
     known = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    given = {k.removeprefix("JAX_").lower(): int(os.environ[k]) for k in known if k in os.environ}
     try:
-        jax.distributed.initialize(**given)
+        numbers = {k: int(os.environ[k]) for k in known if k in os.environ}
+        jax.distributed.initialize(
+            **{k.removeprefix("JAX_").lower(): v for k, v in numbers.items()}
+        )
+        part = Slice(jax.process_index(), jax.process_count())
+        jax.distributed.shutdown()
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"--distributed: {first_line(error)}; set JAX_COORDINATOR_ADDRESS=HOST:PORT, "
             "JAX_NUM_PROCESSES and JAX_PROCESS_ID, or write --shard=i/n instead"
         ) from error
-    part = Slice(jax.process_index(), jax.process_count())
-    # No process waits for another. Orbax, which asks jax by these names, would have the first one
+    # Orbax, which asks jax by these names, would have the first one
     # write for all, and all wait for all at each checkpoint.
     jax.process_index, jax.process_count = lambda *_: 0, lambda *_: 1
     return part

@@ -9,12 +9,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rethink_jax import claims
+from rethink_jax import claims, damaged, shown
 from rethink_jax.progress import duration
 from rethink_jax.records import Outcomes, Workdir
 from rethink_jax.schema import UserError
 
 STATUSES = ("planned", "running", "fitted", "finished", "diverged", "failed")
+_LEFT = ("dead", "silent", "interrupted", "stopped")  # Slices that nobody runs.
 _SHOWN = 8  # Running and failed trials that are named in the text.
 _WATCH_SECONDS = 5.0
 
@@ -25,6 +26,7 @@ class SliceStatus(NamedTuple):
     state: alive; dead; silent (of another machine, with no heartbeat for a while);
       finished, failed, interrupted or stopped: how its last command ended
     done, total: trials of the slice   seconds_left: an estimate, while it is alive
+    doing: what it is preparing, if it is not training
     """
 
     slice: str
@@ -35,6 +37,7 @@ class SliceStatus(NamedTuple):
     total: int
     steps_per_second: float | None
     seconds_left: float | None
+    doing: str = ""
 
 
 class Status(NamedTuple):
@@ -71,15 +74,20 @@ class View:
 
     def __init__(self, workdir: str | Path):
         self._workdir = Workdir(workdir)
-        if self._workdir.history.first() is None:
-            raise UserError(f"{workdir} is not a workdir: it has no run.json")
+        self.check_there()
         self._outcomes = Outcomes(self._workdir.path)
+
+    def check_there(self) -> None:
+        """Raises UserError unless there is the workdir of a sweep."""
+        if self._workdir.history.first() is None:
+            raise UserError(f"{self._workdir.path} is not a workdir: it has no run.json")
 
     def read(self) -> Status:
         """The status now."""
         statuses, reasons = self._table()
         ended = {i for i, s in statuses.items() if s in ("fitted", "finished", "diverged")}
-        self._outcomes.refresh(strict=False, known=ended)
+        with damaged.reading(self._workdir.path):
+            self._outcomes.refresh(strict=False, known=ended)
         for trial_id, result in self._outcomes.finished.items():
             statuses[trial_id] = result["status"]
         for trial_id, status in statuses.items():
@@ -108,7 +116,7 @@ class View:
     def _table(self) -> tuple[dict[str, str], dict[str, str]]:
         """Of trials.csv: the statuses, and the reasons of those that failed."""
         try:
-            with (self._workdir.path / "trials.csv").open(newline="") as file:
+            with (self._workdir.path / "trials.csv").open(newline="", encoding="utf-8") as file:
                 rows = csv.reader(file)
                 names = next(rows, [])
                 if not {"trial_id", "status", "stop_reason"} <= set(names):
@@ -117,6 +125,9 @@ class View:
                 found = [(row[at], row[status], row[reason]) for row in rows]
         except FileNotFoundError:
             return {}, {}
+        # No text, or a row that is too short.
+        except (OSError, ValueError, csv.Error, IndexError) as error:
+            raise damaged.refused(self._workdir.path / "trials.csv", error, damaged.ANEW) from error
         return {i: s for i, s, _ in found}, {i: r for i, s, r in found if s == "failed"}
 
 
@@ -137,7 +148,8 @@ def _slice(found: claims.Found, statuses: dict[str, str]) -> SliceStatus:
         sum(statuses.get(i) in ("fitted", "finished", "diverged") for i in trials),
         len(trials),
         rate,
-        round(progress["steps_left"] / rate, 1) if rate else None,
+        round(progress["steps_left"] / rate, 1) if rate and "steps_left" in progress else None,
+        progress.get("doing", "") if life == "alive" else "",
     )
 
 
@@ -148,11 +160,15 @@ def text(status: Status) -> str:
     lines = [f"{status.workdir}: {total} trials: {counts or 'none planned yet'}"]
     for s in status.slices:
         line = f"slice {s.slice}: {s.state}, {s.done}/{s.total} trials, process {s.pid} on {s.host}"
+        if s.doing:
+            line += f", {s.doing}"
         if s.steps_per_second:
             line += f", {s.steps_per_second:,.0f} trial-steps/s"
         if s.seconds_left is not None:
             line += f", ETA {duration(s.seconds_left)}"
         lines.append(line)
+    if left := [s.slice for s in status.slices if s.state in _LEFT and s.done < s.total]:
+        lines.append(f"slice {', '.join(left)}: the same command goes on from the last checkpoint")
     for trial_id, part, epochs, most in status.running[:_SHOWN]:
         lines.append(f"running {trial_id}: epoch {epochs:g} of at most {most} (slice {part})")
     if len(status.running) > _SHOWN:
@@ -163,13 +179,14 @@ def text(status: Status) -> str:
         lines.append(f"failed, {count} like {first}: {reason}")
     if status.failed:
         lines.append("--retry_failed runs them again; trials/ID/failed.json has the traceback")
-    return "\n".join(lines)
+    return "\n".join(map(shown.line, lines))
 
 
 def watch(view: View) -> None:
     """Prints the status every few seconds, while any process is there."""
     while True:
         status = view.read()
+        view.check_there()  # After it was read: what is gone reads as if nothing was planned.
         if sys.stdout.isatty():
             print("\033[H\033[2J", end="")  # To the top of an empty screen.
         print(text(status), flush=True)

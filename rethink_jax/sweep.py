@@ -16,8 +16,11 @@ from rethink_jax import (
     claims,
     header,
     measuring_along,
+    models,
+    own_code,
     records,
     reuse,
+    shown,
     signals,
     slices,
     trials,
@@ -79,6 +82,8 @@ class Sweep:
         self.along: dict[Any, measuring_along.Plan] = {}
         for group in self.groups:
             spec = trial_inputs.make_spec(group.trials, self.dataset_of(group), 1)
+            name = spec.fields["model.name"]
+            models.check_output(name, spec.model, spec.input_shape, spec.num_classes)
             trial_inputs.check_decay(group.trials, spec)
             trial_inputs.check_replaced(group.trials, self.dataset_of(group))
             own, dataset = group.trials[0].static, self.dataset_of(group)
@@ -168,7 +173,7 @@ def plan(sweep: Sweep, workdir: Path | None) -> str:
             f"{layout.devices[0].platform} device(s), {needs.describe(layout.per_device)}"
             + "".join(f"; {text}" for text in (note, what) if text)
         )
-    return "\n".join(lines)
+    return shown.lines("\n".join(lines))
 
 
 def _padding(group: Group) -> str:
@@ -227,15 +232,27 @@ def run(
         workdir.history.settle_widths(lambda kept: (sweep.pad(kept), sweep.widths)[1])
         with _claimed(sweep, workdir) as claim:
             _take_up(sweep, workdir, outcomes, options.retry_failed, others)
-            facts = adds | header.run_facts(command)
+            facts = adds | header.run_facts(command) | {"own_code": own_code.keep(workdir.path)}
+            if outcomes.finished:
+                _say_changes([workdir, *others], facts["own_code"])
             code = _run(sweep, workdir, outcomes, facts, claim)
             _remove_checkpoints(sweep, workdir, outcomes, claim)
             return code
+    except BrokenPipeError:  # Nobody reads what is printed any more.
+        raise
     except OSError as error:
         raise UserError(
             f"cannot write to the workdir {workdir.path}: {error.strerror or error}; what is "
             "finished is safe there, and the same command goes on once it can be written"
         ) from error
+
+
+def _say_changes(workdirs: Sequence[records.Workdir], now: dict[str, str]) -> None:
+    """Says which of the user's own files have changed since trials were run with them."""
+    for workdir in workdirs:
+        runs = (workdir.header() or {}).get("runs", [])
+        for line in own_code.changes(workdir.path, runs, now):
+            print(line, flush=True)
 
 
 def _claimed(sweep: Sweep, workdir: records.Workdir) -> claims.Claim:
@@ -244,7 +261,7 @@ def _claimed(sweep: Sweep, workdir: records.Workdir) -> claims.Claim:
     groups = [g.group_id for g in sweep.groups]
     only = sweep.settings["only"]
     selection = trials.digest((("only", only),))[:6] if only else ""
-    say = lambda line: print(line, flush=True)  # noqa: E731
+    say = lambda line: print(shown.line(line), flush=True)  # noqa: E731
     return claims.take(workdir.path, sweep.part, ids, groups, say, selection)
 
 
@@ -259,7 +276,7 @@ def _take_up(
     workdir.tidy()
     outcomes.refresh()
     for line in reuse.copy(sweep, workdir, outcomes, others):
-        print(line, flush=True)
+        print(shown.line(line), flush=True)
     if retry_failed:
         for trial in sweep.trials:
             workdir.plan_again(trial.trial_id)
@@ -291,7 +308,7 @@ def _run(
     before = len(sweep.trials) - len(todo) - failed
     if not todo:
         records.TableView(workdir, sweep.planned_rows(), outcomes).write()
-        print(_nothing_to_run(sweep, workdir, failed))
+        print(shown.line(_nothing_to_run(sweep, workdir, failed)))
         claim.state = "failed" if failed else "finished"
         return EXIT_FAILED if failed else EXIT_OK
     begun = time.monotonic()

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from rethink_jax import models, optimizers
 from rethink_jax.inputs import AnyDataset, make_spec
 from rethink_jax.lanes import choose_layout
+from rethink_jax.schema import UserError
 from rethink_jax.trials import Assignment, Trial
 from rethink_jax.tuning import forward_flops
 
@@ -98,6 +99,8 @@ def choose(
       kept: what was chosen before in this workdir. It holds; only what is new is chosen now.
     """
     choice = dict(kept)
+    for trial in filter(can_pad, trials := list(trials)):
+        _check(trial, kept.get(trial.static_id, {}))
     for widths in _families(t for t in trials if can_pad(t) and t.static_id not in kept):
         some = [Width(own[0], len(own), 0.0) for own in widths]
         if settings["engine.pad_widths"] != "off" and len(some) > 1:
@@ -110,6 +113,21 @@ def choose(
             for width in together:
                 choice[width.trial.static_id] = widest if len(together) > 1 else {}
     return choice
+
+
+def _check(trial: Trial, fields: Mapping[str, Any]) -> None:
+    """Raises UserError unless a network can be padded to these fields."""
+    own = {f"model.{name}": trial[f"model.{name}"] for name in models.widths(trial["model.name"])}
+    if fields and not (
+        fields.keys() == own.keys()
+        and all(isinstance(own[k], tuple) == isinstance(fields[k], tuple | list) for k in own)
+        and all(len(_numbers(fields[k])) == len(_numbers(own[k])) for k in own)
+        and _at_least(fields, own)
+    ):
+        raise UserError(
+            f"choices/widths.*.json of the workdir are damaged (they pad a network of {own} to "
+            f"{fields}); delete them, no result depends on them"
+        )
 
 
 def _classes(
@@ -138,14 +156,19 @@ def _families(trials: Iterable[Trial]) -> list[list[list[Trial]]]:
 
 
 def _numbers(width: Any) -> tuple[int, ...]:
-    return width if isinstance(width, tuple) else (width,)
+    return tuple(width) if isinstance(width, tuple | list) else (width,)
+
+
+def _at_least(large: Mapping[str, Any], small: Mapping[str, Any]) -> bool:
+    """Whether each width is at least the other one of that name; in tuples, each number."""
+    pairs = [(_numbers(large[k]), _numbers(small[k])) for k in small]
+    return all(m >= n for ms, ns in pairs for m, n in zip(ms, ns, strict=True))
 
 
 def _holds(large: Trial, small: Trial) -> bool:
     """Whether a network has at least as many units as another one in every place."""
     fields = [f"model.{name}" for name in models.widths(large["model.name"])]
-    pairs = [(_numbers(large[k]), _numbers(small[k])) for k in fields]
-    return all(m >= n for ms, ns in pairs for m, n in zip(ms, ns, strict=True))
+    return _at_least({k: large[k] for k in fields}, {k: small[k] for k in fields})
 
 
 def seconds(together: Sequence[Width], steps: int, settings: Mapping[str, Any]) -> float:

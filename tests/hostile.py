@@ -1,15 +1,12 @@
-"""What a mistake can be about: configs, data files and workdirs that are wrong, each in one way."""
+"""What a mistake can be about: configs and data files that are wrong, each in one way."""
 
 import gzip
 import io
-import json
-import os
 import pickle
 import shutil
 import struct
 import tarfile
 
-import commands
 import numpy as np
 from layouts import (
     Touch,
@@ -23,8 +20,6 @@ from layouts import (
     write_idx_set,
     write_tar,
 )
-
-from rethink_jax.theory import cases
 
 UNICODE = "данные 数据 \N{GRINNING FACE}"
 
@@ -317,98 +312,3 @@ def write_data(folder):
     for name, write in DATA.items():
         write(folder / name)
     write_idx(folder / UNICODE / "mnist" / "train-images-idx3-ubyte", np.zeros((2, 4, 4)))
-
-
-# --- workdirs -------------------------------------------------------------------------------------
-
-
-def _text(name, text):
-    return lambda folder: next(folder.glob(name)).write_text(text)
-
-
-def _json(name, change):
-    def write(folder):
-        path = next(folder.glob(name))
-        path.write_text(json.dumps(change(json.loads(path.read_text()))))
-
-    return write
-
-
-def _without(key):
-    return lambda value: {k: v for k, v in value.items() if k != key}
-
-
-def _cut_network(folder):
-    for path in next(folder.glob("trials/*")).glob("network/**/*"):
-        if path.is_file():
-            os.truncate(path, path.stat().st_size // 2)
-
-
-def _other_network(folder):
-    """The network of a trial of another config."""
-    network = next(folder.glob("trials/*")) / "network"
-    shutil.rmtree(network)
-    other = next((folder.parent / "wider").glob("trials/*")) / "network"
-    shutil.copytree(other, network)
-
-
-# From the workdir of a finished sweep.
-WORKDIRS = {
-    "finished": lambda _: None,
-    "header_text": _text("run.json", "{"),
-    "header_bytes": lambda f: (f / "run.json").write_bytes(b"\xff\xfe"),
-    "header_list": _text("run.json", "[]"),
-    "header_nested": _text("run.json", "[" * 10**5),
-    "header_version": _json("run.json", lambda h: h | {"format": 999}),
-    "header_other_project": _text("run.json", '{"name": "my run", "steps": 10}'),
-    "header_cut": _json("run.json", _without("fixed_fields")),
-    "header_no_config": _json("run.json", _without("config")),
-    "header_folder": lambda f: ((f / "run.json").unlink(), (f / "run.json").mkdir()),
-    "other_images": _json(
-        "run.json",
-        lambda h: h | {"data": {"digits": h["data"]["digits"] | {"fingerprint": "0"}}},
-    ),
-    "result_text": _text("trials/*/result.json", "{"),
-    "result_list": _text("trials/*/result.json", "[]"),
-    "result_cut": _json("trials/*/result.json", _without("trial")),
-    "result_nan": _text("trials/*/result.json", "NaN"),
-    "curve_missing": lambda f: next(f.glob("trials/*/curve.csv")).unlink(),
-    "curve_bytes": lambda f: next(f.glob("trials/*/curve.csv")).write_bytes(b"\xff\0\n1"),
-    "curve_text": _text("trials/*/curve.csv", "a,b\n1,2\n"),
-    "curve_empty": _text("trials/*/curve.csv", ""),
-    "table_empty": _text("trials.csv", ""),
-    "table_text": _text("trials.csv", "a,b\n1\n1,2,3\n"),
-    "table_of_others": _text("trials.csv", "a,b\n1,2\n"),
-    "measures_text": lambda f: (f / "measures.csv").write_text("a,b\n1,2\n"),
-    "measures_bytes": lambda f: (f / "measures.csv").write_bytes(b"\xff\xfe\0"),
-    "network_cut": _cut_network,
-    "network_other": _other_network,
-    "report_is_a_file": lambda f: (f / "report").write_text("mine"),
-    "examples_cut": lambda f: os.truncate(f / "examples.npz", 100),
-    "unfinished": lambda f: shutil.rmtree(f / "trials"),
-}
-
-# From the workdir of a case of theory.
-THEORY = {
-    "theory_finished": lambda _: None,
-    "theory_cut": _json("theory/*.json", _without("found")),
-    "theory_other": _json("theory/*.json", lambda r: r | {"found": {"a": 1}}),
-    "theory_is_a_file": lambda f: (shutil.rmtree(f / "theory"), (f / "theory").write_text("")),
-}
-
-
-def write_workdirs(folder, configs):
-    """Runs two small sweeps and a case of theory, and copies what they wrote for each mistake."""
-    for name, command, *args in (
-        ("finished", "sweep", f"--config={configs}/two_seeds.py"),
-        ("wider", "sweep", f"--config={configs}/two_seeds.py", "--config.trial.model.hidden=(7,)"),
-        ("theory_finished", "theory", f"--config={configs}/theory_small.py"),
-    ):
-        outcome = commands.run(command, *args, f"--workdir={folder / name}")
-        assert outcome.code == 0, outcome.err
-    for good, changes in (("finished", WORKDIRS), ("theory_finished", THEORY)):
-        for name, change in changes.items():
-            if name != good:
-                shutil.copytree(folder / good, folder / name)
-            change(folder / name)
-    assert cases.load(folder / "theory_finished")

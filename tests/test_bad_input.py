@@ -4,6 +4,7 @@ A mistake is one line of a table: the command, its arguments, and words that the
 Most are run inside this process (`commands`), some by a new one to see that both do the same.
 """
 
+import errno
 import os
 import pickle
 import subprocess
@@ -13,13 +14,19 @@ from typing import NamedTuple
 
 import commands
 import hostile
+import hostile_workdirs
+import numpy as np
 import pytest
+from PIL import Image
 
-from rethink_jax import cli, records
+from rethink_jax import cli, measuring, records, shown
 from rethink_jax.data import readers
 
 ROOT = Path(__file__).parents[1]
 LONG = "x" * 300  # No file system takes such a name.
+# A byte that is no UTF-8, what makes a terminal red, and what turns the direction of a text.
+EVIL = os.fsdecode(b"\xff") + "\x1b[31m\u202e"
+SEEN = r"\udcff\x1b[31m\u202e"  # As it is shown.
 
 
 class Mistake(NamedTuple):
@@ -72,6 +79,10 @@ def reported(name, *words):
     return Mistake("report", ("--workdir={tmp}/workdirs/" + name,), words)
 
 
+def status(name, *words):
+    return Mistake("status", ("--workdir={tmp}/workdirs/" + name,), words)
+
+
 def theory(*args, words):
     return Mistake("theory", sweep("configs/theorem1.py:quick", *args), words)
 
@@ -116,7 +127,12 @@ MISTAKES = {
     "nan_for_a_number": config("nan", "learning_rate is nan", "a number of at least 0"),
     "list_for_a_text": config("list_for_text", "data.name is ['digits']", "a string"),
     "config_of_theory": config("configs/theorem1.py", "config of launch.theory"),
+    "config_of_any_bytes": config(f"configs/{EVIL}.py", "configs/", SEEN),
     # --- the command line
+    "flag_of_any_bytes": Mistake("sweep", quick(f"--{EVIL}=1"), (SEEN,)),
+    "field_of_any_bytes": given(f"trial.{EVIL}=1", SEEN, "no such field"),
+    "own_of_any_bytes": Mistake("sweep", quick(f"--own={{tmp}}/{EVIL}.py"), (SEEN,)),
+    "huge_whole_number": given(f"trial.batch_size={10**400}", "batch_size is 1000", "at least 1"),
     "workdir_missing": Mistake(
         "sweep", ("--config=configs/quickstart.py",), ("--workdir is missing",)
     ),
@@ -208,6 +224,7 @@ MISTAKES = {
     "prob_below_zero": given("trial.corruption.label_prob=-0.1", "-0.1", "from 0 to 1"),
     "prob_nan": given("trial.corruption.label_prob=nan", "nan", "from 0 to 1"),
     "unknown_data": given("trial.data.name=digit", "did you mean 'digits'?"),
+    "data_of_any_bytes": given(f"trial.data.name={EVIL}", SEEN, "one of digits"),
     "unknown_corruption": given("trial.corruption.pixels=shufled", "did you mean 'shuffled'?"),
     "unknown_model": given("trial.model.name=mpl", "did you mean 'mlp'?"),
     "unknown_optimizer": given("trial.optimizer.name=adm", "optimizer.name is 'adm'", "one of sgd"),
@@ -248,6 +265,7 @@ MISTAKES = {
     "data_folder_of_any_letters": data(
         hostile.UNICODE, f"{{tmp}}/data/{hostile.UNICODE}/mnist lacks train-labels-idx1-ubyte"
     ),
+    "data_folder_of_any_bytes": data(EVIL, "no mnist in {tmp}/data/", SEEN),
     "data_folder_of_a_long_name": data(
         LONG, "cannot read mnist", "{tmp}/data/xxx", "too long", "data_files.dir"
     ),
@@ -307,6 +325,7 @@ MISTAKES = {
         ("--config={tmp}/configs/small.py", "--workdir=/proc/nothing"),
         ("cannot write to the workdir /proc/nothing", "--workdir"),
     ),
+    "workdir_of_any_bytes": resumed(EVIL, SEEN, "bytes that are not UTF-8", "--workdir"),
     "workdir_of_a_long_name": resumed(LONG, "cannot write", "File name too long"),
     "workdir_of_another_config": resumed(
         "finished",
@@ -319,15 +338,39 @@ MISTAKES = {
     "workdir_of_another_version": resumed("header_version", "run.json", "this version"),
     "workdir_of_another_project": resumed("header_other_project", "run.json", "this version"),
     "workdir_with_a_cut_header": resumed("header_cut", "run.json", "fixed_fields"),
-    "workdir_with_a_header_of_text": resumed("header_text", "cannot read", "run.json"),
-    "workdir_with_a_header_of_bytes": resumed("header_bytes", "cannot read", "run.json"),
-    "workdir_with_a_nested_header": resumed("header_nested", "cannot read", "run.json"),
+    "workdir_with_a_header_of_text": resumed(
+        "header_text", "run.json is damaged", "another --workdir"
+    ),
+    "workdir_with_a_header_of_bytes": resumed(
+        "header_bytes", "run.json is damaged", "another --workdir"
+    ),
+    "workdir_with_a_nested_header": resumed(
+        "header_nested", "run.json is damaged", "another --workdir"
+    ),
     "workdir_with_a_header_folder": resumed("header_folder", "cannot read", "run.json"),
     "workdir_with_a_result_of_text": resumed("result_text", "result.json is damaged", "delete"),
     "workdir_with_a_result_of_nothing": resumed("result_list", "result.json is damaged", "delete"),
     "workdir_with_a_cut_result": resumed("result_cut", "result.json is damaged", "delete"),
     "workdir_with_a_nan_result": resumed("result_nan", "result.json is damaged", "delete"),
+    "workdir_with_a_run_of_text": resumed("run_text", "runs/", "is damaged", "delete it"),
+    "workdir_with_a_run_of_nothing": resumed("run_list", "runs/", "is [], not a dict"),
+    "workdir_with_a_run_of_data": resumed("run_data", "data is [1], not a dict", "delete it"),
+    "workdir_with_a_run_folder": resumed("run_is_a_folder", "cannot read", "a.json", "delete it"),
+    "workdir_with_widths_of_text": resumed("widths_text", "widths.0000.json is damaged"),
+    "workdir_with_widths_of_numbers": resumed("widths_numbers", "a is 3, not a dict", "delete"),
+    "workdir_with_widths_of_words": resumed("widths_words", "a.model.hidden", "delete it"),
+    "workdir_with_narrow_widths": resumed("widths_narrow", "widths.*.json", "delete them"),
+    "workdir_with_other_widths": resumed("widths_of_another", "'model.width': 64", "delete them"),
+    "workdir_with_more_layers": resumed("widths_of_more_layers", "[8, 8]", "delete them"),
+    "workdir_with_a_number_for_widths": resumed("widths_a_number", "delete them"),
+    "workdir_with_an_empty_choice": resumed("choice_empty", "g.cpu.json", "lacks 'group_id'"),
+    "workdir_with_negative_lanes": resumed("choice_lanes", "is -1, not a whole number from 0"),
+    "workdir_with_a_fast_batching": resumed("choice_batching", "'fast', not 'auto' or 'map'"),
+    "workdir_with_a_cut_choice": resumed("choice_shape", "convolutions[0] lacks 'height'"),
+    "workdir_with_a_claim_folder": resumed("claim_is_a_folder", "cannot read", "delete it"),
     # --- launch.measure
+    "measure_run": measured("run_no_cpu", "lacks 'cpu'", "delete it"),
+    "measure_choice": measured("choice_lanes", "is -1, not", "delete it"),
     "measure_without_workdir": Mistake("measure", (), ("--workdir is missing",)),
     "measure_of_nothing": measured("none", "is not a workdir", "no run.json"),
     "measure_of_a_file": measured("../a_file", "a_file", "run.json"),
@@ -339,7 +382,7 @@ MISTAKES = {
     "measure_unknown_trial": measured("finished", "no trial 'abc'", args=("--trials=abc",)),
     "measure_stray": measured("finished", "'norms'", "--name=value", args=("norms",)),
     "measure_unknown_flag": measured("finished", "measure", args=("--measure=norms",)),
-    "measure_header": measured("header_text", "cannot read", "run.json"),
+    "measure_header": measured("header_text", "run.json is damaged", "another --workdir"),
     "measure_header_config": measured("header_no_config", "run.json", "config"),
     "measure_other_images": measured("other_images", "images of digits", "restore the data"),
     "measure_result": measured("result_cut", "result.json is damaged"),
@@ -352,11 +395,13 @@ MISTAKES = {
     "report_of_empty_name": Mistake("report", ("--workdir=",), ("--workdir is missing",)),
     "report_of_nothing": reported("none", "is not a workdir", "no run.json"),
     "report_of_a_file": reported("../a_file", "a_file", "run.json"),
+    "report_of_any_bytes": reported(EVIL, SEEN, "run.json"),
     "report_of_a_long_name": reported(LONG, "run.json"),
     "report_unfinished": reported("unfinished", "no trial", "run the sweep"),
     "report_header": reported("header_list", "run.json", "this version"),
     "report_cut_header": reported("header_no_config", "run.json", "config"),
     "report_result": reported("result_list", "result.json is damaged"),
+    "report_of_nothing_planned": reported("only_header", "no trial of", "run the sweep"),
     "report_no_curve": reported("curve_missing", "curve.csv", "delete its folder"),
     "report_empty_curve": reported("curve_empty", "curve.csv", "delete its folder"),
     "report_bytes_in_curve": reported("curve_bytes", "curve.csv", "delete its folder"),
@@ -367,8 +412,28 @@ MISTAKES = {
     "report_measures": reported("measures_text", "measures.csv", "no column", "move it"),
     "report_bytes_in_measures": reported("measures_bytes", "measures.csv", "move it"),
     "report_is_a_file": reported("report_is_a_file", "cannot write", "report"),
-    "report_cut_theory": reported("theory_cut", "no whole record", "run launch.theory"),
-    "report_other_theory": reported("theory_other", "no whole record", "run launch.theory"),
+    "report_cut_theory": reported("theory_cut", "lacks 'found'", "delete it", "launch.theory"),
+    "report_other_theory": reported("theory_other", "found lacks 'data'", "delete it and run"),
+    "report_text_for_theory": reported("theory_text", "is damaged", "delete it and run"),
+    "report_mixed_theory": reported("theory_mixed", "is damaged", "delete it and run"),
+    "report_renamed_theory": reported("theory_renamed", "kernel_0.json", "another case"),
+    "report_evil_name": reported("theory_evil", "a\\x1b[31m b.json is damaged"),
+    "report_run": reported("run_no_cpu", "lacks 'cpu'", "runs/", "delete it"),
+    "report_no_device": reported("run_devices", "devices is [], not a list of 1", "delete it"),
+    "report_seconds_of_text": reported("run_seconds", "seconds is '7', not a number"),
+    "report_deep_run": reported("run_deep", "nested too deeply", "delete it"),
+    "report_header_data": reported("header_data", "data.digits is 3, not a dict"),
+    "report_final_of_text": reported("result_final", "final.test_accuracy is 'x'", "delete"),
+    "report_deep_result": reported("result_deep", "result.json is damaged (nested", "delete"),
+    "report_choice": reported("choice_text", "g.cpu.json is damaged", "delete it"),
+    # --- launch.status
+    "status_of_a_file": status("../a_file", "a_file", "run.json"),
+    "status_of_another_project": status("header_other_project", "run.json", "this version"),
+    "status_of_theory": status("theory_finished", "not a workdir"),
+    "status_header": status("header_fixed", "fixed_fields is [1], not a dict"),
+    "status_bytes": status("table_bytes", "trials.csv is damaged", "delete it"),
+    "status_short": status("table_short", "trials.csv is damaged", "delete it"),
+    "status_claim": status("claim_is_a_folder", "cannot read", "0of1.000009.json", "delete it"),
     # --- launch.theory
     "theory_without_config": Mistake("theory", ("--workdir={tmp}/new",), ("--config is missing",)),
     "theory_without_workdir": Mistake(
@@ -384,7 +449,27 @@ MISTAKES = {
     "theory_choice": theory("--config.sweep.labels=('rand',)", words=("did you mean 'random'?",)),
     "theory_data": theory("--config.trial.data=digit", words=("did you mean 'digits'?",)),
     "theory_streamed": theory(
-        "--config.trial.data=folder:{tmp}/data/images_text", words=("read from disk",)
+        "--config.trial.data=folder:{tmp}/data/images_text",
+        words=("trial.data is 'folder:", "read from disk", "in memory: one of digits, synthetic"),
+    ),
+    "theory_imagenet": Mistake(
+        "theory",
+        sweep(
+            "configs/kernel_interpolation.py",
+            "--config.sweep.union={{}}",
+            "--config.trial.data=imagenet",
+        ),
+        ("trial.data is 'imagenet'", "in memory: one of digits", "tfds:NAME"),
+    ),
+    "theory_streamed_axis": Mistake(
+        "theory",
+        sweep("configs/minimum_norm.py:quick", "--config.sweep.data=('digits','folder:x')"),
+        ("trial.data is 'folder:x'", "in memory"),
+    ),
+    "theory_of_a_damaged_record": Mistake(
+        "theory",
+        ("--config={tmp}/configs/theory_small.py", "--workdir={tmp}/workdirs/theory_other"),
+        ("found lacks 'data'", "delete it and run launch.theory again"),
     ),
     "theory_too_many": theory("--config.sweep.num_train=(9999,)", words=("'num_train'",)),
     "theory_workdir": Mistake(
@@ -426,7 +511,7 @@ def folder(tmp_path_factory):
         (tmp / name).mkdir()
         write(tmp / name)
     (tmp / "workdirs").mkdir()
-    hostile.write_workdirs(tmp / "workdirs", tmp / "configs")
+    hostile_workdirs.write_workdirs(tmp / "workdirs", tmp / "configs")
     (tmp / "a_file").write_text("mine")
     return tmp
 
@@ -450,6 +535,8 @@ def test_a_mistake_gives_one_line_and_changes_nothing(name, folder):
     assert "Traceback" not in outcome.err, outcome.err
     assert outcome.err.startswith("error: ")
     assert len(outcome.err.splitlines()) == 1, outcome.err
+    # Nothing moves a terminal's cursor, or has no code in UTF-8.
+    assert outcome.err == f"{shown.line(outcome.err)}\n"
     # A newline that was escaped instead of taken out reads no better.
     assert "\\n" not in outcome.err, outcome.err
     for word in mistake.words:
@@ -482,7 +569,7 @@ def test_a_new_process_says_the_same(name, folder):
 
 def test_every_command_is_there():
     own = {p.stem for p in (ROOT / "launch").glob("*.py")} - {"__init__"}
-    assert {m.command for m in MISTAKES.values()} >= own - {"status"}
+    assert {m.command for m in MISTAKES.values()} >= own
     assert len(MISTAKES) >= 60
 
 
@@ -523,6 +610,40 @@ def test_an_image_that_is_found_damaged_while_running(name, word, folder, tmp_pa
     assert outcome.code == cli.EXIT_USER
     (line,) = outcome.err.splitlines()
     assert line.startswith("error: ") and "train/a/0.png" in line and word in line
+
+
+def test_nothing_is_measured_where_nothing_can_be_written(folder, monkeypatch):
+    def refuse(folder):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(folder))
+
+    monkeypatch.setattr(measuring, "check_writable", refuse)
+    path = folder / "workdirs" / "finished"
+    outcome = commands.run("measure", f"--workdir={path}", "--measures=norms")
+    said = f"error: cannot write {path}/measures.csv: Read-only file system; make room there"
+    assert outcome.code == cli.EXIT_USER and outcome.err.startswith(said)
+
+
+def test_images_in_folders_of_any_bytes(tmp_path):
+    """Class names and file names that are not UTF-8, or have controls in them, are names."""
+    for split in ("train", "val"):
+        for name in (EVIL, "b\n<b>"):
+            folder = tmp_path / f"set{EVIL}" / split / name
+            folder.mkdir(parents=True)
+            for number in range(2):
+                pixels = np.full((8, 8, 3), 99 * number, np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}{EVIL}.png")
+    hostile.write_configs(tmp_path)
+    runs = [
+        ("sweep", f"--config={tmp_path}/images.py", "--config.trial.stop.max_epochs=1",
+         f"--config.trial.data.name=folder:{tmp_path}/set{EVIL}"),
+        ("status",), ("report",),
+    ]  # fmt: skip
+    for command, *args in runs:
+        outcome = commands.run(command, f"--workdir={tmp_path}/w", *args)
+        assert outcome.code == 0, outcome.err
+        assert outcome.out == shown.lines(outcome.out)
+    page = (tmp_path / "w" / "report" / "index.html").read_text(encoding="utf-8")
+    assert SEEN in page and page == shown.lines(page)
 
 
 def test_a_trial_that_diverges_is_a_row_of_its_own(folder, tmp_path):

@@ -8,9 +8,10 @@ import sys
 import threading
 import time
 
+import commands
 import pytest
 
-from rethink_jax import claims, processes
+from rethink_jax import claims, processes, records
 from rethink_jax.schema import UserError
 from rethink_jax.slices import WHOLE, Slice
 
@@ -40,6 +41,73 @@ def names(workdir):
 def facts(workdir):
     (found,) = claims.read_all(workdir)
     return found.facts
+
+
+NONSENSE = {
+    "text": "<html>",
+    "nothing": "",
+    "bytes": b"\xff\xfe\0",
+    "list": [],
+    "deep": "[" * 10**5,
+    "pid": {"pid": "12"},
+    "negative_pid": {"pid": -1},
+    "state": {"state": 3},
+    "progress": {"progress": [1]},
+    "rate": {"progress": {"steps_per_second": "fast"}},
+    "running": {"progress": {"running": [["a"]]}},
+    "infinite_steps": {"progress": {"steps_per_second": 1.0, "steps_left": float("inf")}},
+    "trials": {"trials": "abc"},
+    "trials_of_numbers": {"trials": [[1]]},
+    "groups": {"groups": {"g": 1}},
+    "every_text": {"every": "10"},
+    "every_negative": {"every": -10},
+    "every_huge": {"every": 1e9},
+    "every_nan": {"every": float("nan")},
+    "host": {"host": None},
+}
+
+
+def write_nonsense(workdir, name):
+    """A claim of a process that is gone, on another machine, with something else in it."""
+    (workdir / "claims").mkdir()
+    whole = {
+        "slice": "0/1", "host": "h", "boot": "b", "pid": 1, "start": "1", "every": 0.05, "beat": 1,
+        "state": "running", "trials": TRIALS, "groups": ["g"], "progress": {},
+    }  # fmt: skip
+    said = NONSENSE[name]
+    said = json.dumps(whole | said) if isinstance(said, dict) else said
+    said = json.dumps(said) if isinstance(said, list) else said
+    path = workdir / "claims" / "0of1.000001.json"
+    path.write_bytes(said.encode() if isinstance(said, str) else said)
+
+
+@pytest.mark.parametrize("name", NONSENSE)
+def test_nonsense_is_watched_for_a_moment_and_gives_way(name, tmp_path):
+    write_nonsense(tmp_path, name)
+    begun, said = time.monotonic(), []
+    with take(tmp_path, said=said):
+        assert time.monotonic() - begun < 10
+        assert names(tmp_path) == ["0of1.000002.json"]
+    assert len(said) == 1 and "process ? on ? was running slice ?" in said[0]
+
+
+@pytest.mark.parametrize("name", NONSENSE)
+def test_nonsense_is_no_trouble_for_the_status(name, tmp_path):
+    write_nonsense(tmp_path, name)
+    head = {"config": {}, "config_sha256": "", "data": {}, "fixed_fields": {}}
+    records.Workdir(tmp_path).history.create(head)
+    for flags in ((), ("--json",)):
+        outcome = commands.run("status", f"--workdir={tmp_path}", *flags)
+        assert (outcome.code, outcome.err) == (0, "")
+
+
+def test_files_that_are_no_claims_are_left_alone(tmp_path):
+    (tmp_path / "claims").mkdir()
+    for name in ("notes.json", "0of1.json", "0of1.x.json", "a.b.000001.json"):
+        (tmp_path / "claims" / name).write_text("{}")
+    with take(tmp_path) as claim:
+        assert claim.path.name == "0of1.000001.json"
+        assert len(names(tmp_path)) == 5
 
 
 def test_refused_while_the_first_lives(tmp_path):

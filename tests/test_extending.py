@@ -137,6 +137,11 @@ def test_the_example_of_the_readme(tmp_path):
     assert noisy["label_noise"].between(0.3, 0.7).all()
     measured = records.load_measures(tmp_path / "runs/mine")
     assert (measured["largest_weight"] > 0).all() and "margin_min" in measured
+    weights = [
+        measured.loc[own["trial_id"], "largest_weight"]
+        for _, own in trials.groupby("optimizer.name")
+    ]
+    assert set(weights[0]).isdisjoint(weights[1])
     assert len(measured) == 8
 
 

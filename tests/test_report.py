@@ -57,7 +57,14 @@ def made_workdir(path, nested_trials, results, name="cifar10"):
             "config": {"trial": {"note": "<script>alert(1)</script>"}},
             "config_sha256": "0" * 64,
             "fixed_fields": {},
-            "data": {name: {"classes": [str(c) for c in range(10)], "test": 10_000}},
+            "data": {
+                name: {
+                    "classes": [str(c) for c in range(10)],
+                    "train": 50_000,
+                    "test": 10_000,
+                    "fingerprint": "0" * 64,
+                }
+            },
         }
     )
     facts = {"seconds": 7.0, "cpu": {"cores": 2, "model": "x"}, "devices": ["cpu:0 cpu"]}

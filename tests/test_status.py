@@ -1,10 +1,14 @@
 """What a second terminal shows of a workdir."""
 
+import errno
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import pytest
 
 from rethink_jax import claims, records, status, trials
@@ -164,3 +168,43 @@ def test_the_command_needs_no_jax(workdir):
     command = [sys.executable, "-m", "launch.status", f"--workdir={workdir.path}", "--watch"]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "8 trials" in done.stdout, done.stderr
+
+
+def test_a_workdir_that_is_removed_meanwhile_is_no_empty_one(workdir, some, monkeypatch):
+    def remove(_):
+        shutil.rmtree(workdir.path)
+
+    monkeypatch.setattr(status.time, "sleep", remove)
+    with take(workdir, Slice(0, 2), some):
+        outcome = commands.run("status", f"--workdir={workdir.path}", "--watch")
+    assert outcome.code == 2 and "0 trials" not in outcome.out
+    assert outcome.err == f"error: {workdir.path} is not a workdir: it has no run.json\n"
+
+
+@pytest.mark.parametrize("command", ["status", "report", "measure"])
+def test_results_that_may_not_be_read_are_named(workdir, command, monkeypatch):
+    real = os.listdir
+
+    def listdir(path):
+        if path == workdir.path / "trials":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    outcome = commands.run(command, f"--workdir={workdir.path}")
+    assert outcome.code == 2
+    said = f"error: cannot read {workdir.path}/trials (Permission denied); make the workdir"
+    assert outcome.err.startswith(said) and len(outcome.err.splitlines()) == 1
+
+
+def test_an_output_that_takes_nothing_is_no_traceback(workdir):
+    command = [sys.executable, "-m", "launch.status", f"--workdir={workdir.path}"]
+    reader, closed = os.pipe()
+    os.close(reader)
+    with open(closed, "wb") as nobody, open("/dev/full", "wb") as full:
+        for out, code, said in (
+            (nobody, 75, b""),
+            (full, 2, b"error: No space left on device\n"),
+        ):
+            found = subprocess.run(command, cwd=REPO, stdout=out, stderr=subprocess.PIPE)
+            assert (found.returncode, found.stderr) == (code, said)

@@ -15,7 +15,18 @@ from test_engine import DIGITS, count_compilations, group_run
 from test_sweep import interrupt_after
 
 import rethink_jax
-from rethink_jax import config, inputs, models, optimizers, padding, records, sweep, train, widths
+from rethink_jax import (
+    config,
+    history,
+    inputs,
+    models,
+    optimizers,
+    padding,
+    records,
+    sweep,
+    train,
+    widths,
+)
 from rethink_jax import trials as trials_lib
 from rethink_jax.schema import UserError, model_field
 
@@ -533,3 +544,15 @@ def test_widths_that_are_none(monkeypatch, named):
     monkeypatch.setattr(Narrow, "widths", (named,), raising=False)
     with pytest.raises(UserError, match=rf"'narrow' names '{named}' in `widths`.*units, kind"):
         models.widths("narrow")
+
+
+def test_a_file_that_was_deleted_leaves_a_gap(tmp_path):
+    """As an error says to do with a damaged one; there are later ones."""
+    kept = history.History(tmp_path)
+    for number in range(3):
+        kept.settle_widths(lambda found, n=number: found | {f"t{n}": {}})
+    (tmp_path / "choices" / "widths.0001.json").unlink()
+    kept.settle_widths(lambda found: {**found, "t3": {}})
+    assert [p.name[7:11] for p in sorted((tmp_path / "choices").iterdir())] == [
+        "0000", "0002", "0003",
+    ]  # fmt: skip

@@ -33,6 +33,17 @@ class LeftOut(NamedTuple):
         return self.images[index], int(self.labels[index])
 
 
+def _is_array(given: object, dtype: type, ndim: int) -> bool:
+    right = isinstance(given, np.ndarray) and np.issubdtype(given.dtype, dtype)
+    return right and given.ndim == ndim
+
+
+def _described(given: object) -> str:
+    if isinstance(given, np.ndarray):
+        return f"{given.dtype}{list(given.shape)}"
+    return f"a {type(given).__name__}, not a numpy array"
+
+
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """Training and test images with their true labels.
@@ -58,27 +69,36 @@ class Dataset:
     def __post_init__(self) -> None:
         for split in ("train", "test"):
             images, labels = getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
-            if images.dtype != np.uint8 or images.ndim != 4:
+            if not _is_array(images, np.uint8, 4):
                 raise UserError(
-                    f"{self.name}: {split} images are {images.dtype}{list(images.shape)}; a data "
-                    "set holds uint8[N, height, width, channels]"
+                    f"{self.name}: {split} images are {_described(images)}; a data set holds "
+                    "uint8[N, height, width, channels]"
+                )
+            if not _is_array(labels, np.integer, 1):
+                raise UserError(
+                    f"{self.name}: {split} labels are {_described(labels)}; a data set holds "
+                    "int32[N], the numbers of classes"
                 )
             if 0 in images.shape[1:]:
                 raise UserError(
-                    f"{self.name}: {split} images are {'x'.join(map(str, images.shape[1:]))} (from "
-                    f"{self.origin}); an image has at least one pixel"
+                    f"{self.name}: {split} images are {'x'.join(map(str, images.shape[1:]))}"
+                    f"{self._source}; an image has at least one pixel"
                 )
             if len(images) != len(labels) or not len(images):
                 raise UserError(
-                    f"{self.name}: {len(images)} {split} images with {len(labels)} labels "
-                    f"(from {self.origin}); there must be one label per image, and at least one"
+                    f"{self.name}: {len(images)} {split} images with {len(labels)} labels"
+                    f"{self._source}; there must be one label per image, and at least one"
                 )
             if labels.min() < 0 or labels.max() >= self.num_classes:
                 wrong = labels.min() if labels.min() < 0 else labels.max()
                 raise UserError(
                     f"{self.name}: a {split} label is {wrong}, outside 0 to "
-                    f"{self.num_classes - 1} (from {self.origin})"
+                    f"{self.num_classes - 1}{self._source}"
                 )
+
+    @property
+    def _source(self) -> str:
+        return f" (from {self.origin})" if self.origin else ""
 
     @property
     def num_classes(self) -> int:

@@ -276,7 +276,8 @@ def _images(
                 f"({', '.join(_SUFFIXES)}); put some there, or take the folder away"
             )
         for file, size in files:
-            sha.update(f"{folder.name}/{name}/{file}\0{size}\0{number[name]}\n".encode())
+            text = f"{folder.name}/{name}/{file}\0{size}\0{number[name]}\n"
+            sha.update(text.encode("utf-8", "surrogateescape"))  # Names may be of any bytes.
             names.append(f"{name}/{file}")
         labels += [number[name]] * len(files)
     return names, np.array(labels, np.int32)

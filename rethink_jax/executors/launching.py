@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from rethink_jax import executors, records, signals, status
+from rethink_jax import executors, records, shown, signals, status
 from rethink_jax.cli import EXIT_INTERRUPTED, EXIT_OK
 from rethink_jax.executors import Command, Executor, How
 from rethink_jax.progress import Counter
@@ -44,7 +44,8 @@ def run(sweep: Sweep, workdir: Path, executor: Executor, command: Command, how: 
     counts = status.View(workdir).read().counts
     said = ", ".join(f"{n} {name}" for name, n in counts.items() if n)
     ending = {EXIT_OK: "", EXIT_INTERRUPTED: "interrupted; the same command goes on; "}
-    print(f"{ending.get(code, 'not all could be run; ')}{said}; results in {workdir}")
+    end = ending.get(code, "not all could be run; ")
+    print(shown.line(f"{end}{said}; results in {workdir}"))
     return code
 
 

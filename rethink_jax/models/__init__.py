@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from rethink_jax.models.alexnet import AlexNet
 from rethink_jax.models.inception import Inception
@@ -23,7 +24,7 @@ from rethink_jax.models.inception_v3 import InceptionV3
 from rethink_jax.models.mlp import MLP
 from rethink_jax.models.sequential import Sequential
 from rethink_jax.models.vgg import VGG, VGG16BN
-from rethink_jax.schema import Field, UserError
+from rethink_jax.schema import Field, UserError, first_line
 
 Variables = Mapping[str, Any]  # {"params": ..., and what else the network keeps: "batch_stats"}
 
@@ -64,16 +65,40 @@ class Model(NamedTuple):
 
 
 def fields_of(name: str) -> dict[str, Field]:
-    """The config fields of a network, {attribute: Field}."""
-    fields = {}
-    for f in dataclasses.fields(MODELS[name]):
-        if f.name in ("parent", "name", "num_classes"):
-            continue
-        if f.default is dataclasses.MISSING and "field" not in f.metadata:
-            raise UserError(f"attribute {f.name!r} of the network {name!r} needs a default value")
-        plain = Field(type(f.default), f.default, f"attribute of {name}")
-        fields[f.name] = f.metadata.get("field", plain)
-    return fields
+    """The config fields of a network, {attribute: Field}.
+
+    Raises:
+      UserError: it is no class of networks, or has an attribute that no config can hold.
+    """
+    own = {f.name: f for f in dataclasses.fields(_class_of(name))}
+    if "num_classes" not in own:
+        raise UserError(f"the network {name!r} has no attribute num_classes: int; add it")
+    skipped = ("parent", "name", "num_classes")
+    return {n: _field(name, f) for n, f in own.items() if n not in skipped}
+
+
+def _class_of(name: str) -> type[nn.Module]:
+    found = MODELS[name]
+    if isinstance(found, type) and issubclass(found, nn.Module):
+        return found
+    raise UserError(
+        f"models.MODELS[{name!r}] is {type(found).__name__}; put a class there, a flax.linen.Module"
+    )
+
+
+def _field(name: str, attribute: dataclasses.Field[Any]) -> Field:
+    """The config field of an attribute: as `model_field` made it, else by its default value."""
+    if "field" in attribute.metadata:
+        return attribute.metadata["field"]
+    kind = type(attribute.default)
+    if attribute.default is None or kind not in (bool, int, float, str, tuple):
+        given = "no" if attribute.default is dataclasses.MISSING else f"{kind.__name__} as"
+        raise UserError(
+            f"attribute {attribute.name!r} of the network {name!r} has {given} default value; a "
+            "config holds bool, int, float, str and tuple. Give it one of these (or make it with "
+            "schema.model_field, which allows None, too)"
+        )
+    return Field(kind, attribute.default, f"attribute of {name}")
 
 
 def check(name: str, **attributes: Any) -> None:
@@ -84,6 +109,40 @@ def check(name: str, **attributes: Any) -> None:
     module = MODELS[name](num_classes=2, **attributes)
     if hasattr(module, "check"):
         module.check()
+
+
+def check_output(name: str, model: Model, image_shape: tuple[int, ...], num_classes: int) -> None:
+    """Raises UserError if a network of the user's cannot be run, or gives no logits.
+
+    Nothing is computed: shapes and dtypes tell.
+    """
+    if MODELS[name].__module__.startswith("rethink_jax."):
+        return
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+    key = jax.random.key(0)
+
+    def run(image: jax.Array, images: jax.Array) -> list[jax.Array]:
+        variables = model.init(key, image)
+        return [model.apply(variables, images, t, key if t else None)[0] for t in (False, True)]
+
+    try:
+        found = jax.eval_shape(run, image, images)
+    # It is the user's code and can fail in any way.
+    except Exception as error:
+        raise UserError(
+            f"the network {name!r} cannot be run on float32{list(images.shape)}: "
+            f"{type(error).__name__}: {first_line(error)}; it is called as (images, train=True or "
+            "False) and returns logits"
+        ) from error
+    for logits in found:
+        shape, dtype = getattr(logits, "shape", None), getattr(logits, "dtype", None)
+        if shape != (2, num_classes) or not jnp.issubdtype(dtype, jnp.floating):
+            gave = f"{dtype}{list(shape)}" if shape is not None else type(logits).__name__
+            raise UserError(
+                f"the network {name!r} gives {gave} for 2 images; give logits, a float for each "
+                f"image and each of num_classes={num_classes} classes"
+            )
 
 
 def widths(name: str) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from rethink_jax import records
+from rethink_jax import records, shown
 from rethink_jax.schema import UserError
 from rethink_jax.theory import cases
 
@@ -76,7 +76,7 @@ def build(workdir: str | Path) -> Report:
     }
     pictures = {name: png for name, png in pictures.items() if png is not None}
     sentences = [t.summary for t in (*compared, *bounded, ranked) if t and t.summary]
-    said = summary.sentences(results, seen, lines, sentences)
+    said = [shown.line(s) for s in summary.sentences(results, seen, lines, sentences)]
     more = captions.captions(lines)
     rows = series.table(lines)
     html = page.render(results, said, pictures, more, compared, rows, ranked, bounded)

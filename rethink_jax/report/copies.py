@@ -43,9 +43,9 @@ def idle_fields(trial: Any) -> list[str]:
     labels = trial["corruption.label_prob"] == 0 and not trial.get("test_label_noise", 0) > 0
     pixels = inputs.pixel_spec(trial).is_identity
     idle = ["corruption.labels"] * labels + [*_PIXELS] * pixels
-    if labels and pixels and not trial["data.num_confusion"]:
+    if labels and pixels and not trial.get("data.num_confusion"):
         idle.append("corruption.seed")
-    if trial["optimizer.weight_decay"] == 0:
+    if trial.get("optimizer.weight_decay") == 0:
         idle.append("optimizer.decay_params")
     return idle
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from html import escape
 
-from rethink_jax import paper
+from rethink_jax import paper, shown
 from rethink_jax.records import Results
 from rethink_jax.report.classical import Classical
 from rethink_jax.report.ranking import Ranking
@@ -143,7 +143,7 @@ def render(
 def document(title: str, summary: list[str], body: str) -> str:
     """A whole page: a title and sentences, as text, above a body in HTML."""
     items = "".join(f"<li>{escape(s)}</li>" for s in summary)
-    return (
+    return shown.lines(
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<title>{escape(title)}</title><style>{_CSS}</style></head><body>"

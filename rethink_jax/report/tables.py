@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from rethink_jax import paper, records
+from rethink_jax import paper, records, shown
 from rethink_jax.report.axes import SEEDS
 from rethink_jax.report.classical import Classical
 from rethink_jax.report.ranking import Ranking
@@ -254,7 +254,7 @@ def markdown(heading: str, table: PaperTable | Ranking | Classical) -> str:
     """A table as Markdown, with its notes."""
     lines = [f"**{heading}**", "", _row(table.header)]
     lines += [_row(["---"] * len(table.header)), *map(_row, table.rows), ""]
-    return "\n".join([*lines, *(f"{_escaped(n)}\n" for n in table.notes)])
+    return shown.lines("\n".join([*lines, *(f"{_escaped(n)}\n" for n in table.notes)]))
 
 
 def _row(cells: list[str]) -> str:

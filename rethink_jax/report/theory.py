@@ -200,7 +200,7 @@ def build(workdir: Path, found: list[Record]) -> tuple[Path, list[str]]:
     drawn, pictures = [], {}
     for experiment, (title, caption, draw, say) in _FIGURES.items():
         for record in _sorted([r for r in found if r["experiment"] == experiment]):
-            png, name = draw(record["found"]), cases.name(record)
+            png, name = draw(record["found"]), record["name"]
             pictures[f"{name}.png"] = png
             drawn.append(page.figure(title, f"{caption} {_of(record)}", png))
             summary.append(say(record))

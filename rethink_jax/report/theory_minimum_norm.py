@@ -66,9 +66,13 @@ def _rate(axis: Any, runs: Sequence[dict[str, Any]]) -> None:
     """The predicted rate of the first run, through its last point that is not rounding."""
     if not runs:
         return
-    steps, values = np.array(runs[0]["steps"]), np.array(runs[0]["distance"])
-    anchor = int(np.flatnonzero(values > 1e-11)[-1])
-    line = values[anchor] * runs[0]["predicted rate"] ** (steps - steps[anchor])
+    steps, values = np.array(runs[0]["steps"], float), np.array(runs[0]["distance"], float)
+    (large,) = np.nonzero(values > 1e-11)
+    if not len(large):
+        return
+    anchor = large[-1]
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        line = values[anchor] * runs[0]["predicted rate"] ** (steps - steps[anchor])
     shown = (steps > 0) & (line < 1) & (line >= values[anchor])
     axis.plot(steps[shown], line[shown], color="#555555", lw=4, alpha=0.35, zorder=0)
     axis.text(

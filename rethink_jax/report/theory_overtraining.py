@@ -65,7 +65,7 @@ def _numbers(values: list[float | None]) -> np.ndarray:
 def _points(axis: Any, x: list[float], spread: dict[str, Any], colour: str) -> None:
     """Medians, and from the lowest to the highest seed."""
     middle = np.array(spread["median"])
-    ends = np.array([middle - spread["lowest"], spread["highest"] - middle])
+    ends = np.maximum([middle - spread["lowest"], spread["highest"] - middle], 0)
     axis.errorbar(
         x, middle, ends, color=colour, fmt="o", markersize=4, elinewidth=0.8, alpha=0.9
     )  # fmt: skip

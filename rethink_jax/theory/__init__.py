@@ -1,9 +1,10 @@
 """Theorems of the papers as programs: constructions that can be run and measured.
 
-An experiment is a module with three names, and one entry in `EXPERIMENTS`:
+An experiment is a module with four names, and one entry in `EXPERIMENTS`:
 
   FIELDS                    {name: Field}: what a config may set
   run(context, **fields)    the numbers that it finds, as literals for JSON
+  FOUND                     what of them `table` and the report rely on (`promised`)
   table(found)              these numbers as text
 """
 

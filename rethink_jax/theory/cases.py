@@ -20,14 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from rethink_jax import axes, damaged, header, records, trials
+from rethink_jax import axes, damaged, header, promised, records, shown, trials
 from rethink_jax.data import dataset as datasets
 from rethink_jax.data import sources
 from rethink_jax.data.dataset import Dataset
-from rethink_jax.schema import Field, UserError, flatten, plain, suggest
+from rethink_jax.schema import Field, UserError, first_line, flatten, plain, suggest
 from rethink_jax.theory import EXPERIMENTS
 
 FORMAT = 1  # Of the records. A reader passes over others.
+_AGAIN = "delete it and run launch.theory again, which repeats this one case"
 _SECONDS_BETWEEN_LINES = 10.0
 
 # Fields of every experiment on images.
@@ -79,12 +80,11 @@ class Context:
         """The data set, or a random subset of its training images.
 
         Raises:
-          UserError: as `sources.load`; or its images are streamed.
+          UserError: as `sources.load`.
         """
         folder, download = (self.settings[f"data_files.{name}"] for name in ("dir", "download"))
         dataset = sources.load(data, folder, download)
-        if not isinstance(dataset, Dataset):
-            raise UserError(f"the images of {data} are streamed; theory needs them in memory")
+        assert isinstance(dataset, Dataset)  # `expand` takes no others.
         return dataset if num_train is None else datasets.subset(dataset, num_train, seed, False)
 
 
@@ -150,6 +150,7 @@ def expand(config: Any) -> list[Case]:
                     f"it has {', '.join(fields)}"
                 )
         values = {k: f.check(f"trial.{k}", given.get(k, f.default)) for k, f in fields.items()}
+        _check_data(values.get("data"))
         case = Case(experiment, tuple(sorted(values.items())))
         if case in cases:
             raise UserError(
@@ -158,6 +159,18 @@ def expand(config: Any) -> list[Case]:
             )
         cases.append(case)
     return cases
+
+
+def _check_data(name: str | None) -> None:
+    """Raises UserError unless it is a data set that lies in memory, or none."""
+    in_memory = [known for known in sources.names() if not sources.is_streamed(known)]
+    if name is None or name in in_memory or name.startswith("tfds:"):
+        return
+    why = ", whose images are read from disk while training" if sources.is_streamed(name) else ""
+    raise UserError(
+        f"trial.data is {name!r}{why}; theory takes images that lie in memory: one of "
+        f"{', '.join(in_memory)}, or tfds:NAME{suggest(name, in_memory)}"
+    )
 
 
 def _fields_given(config: dict[str, Any]) -> dict[str, Any]:
@@ -196,12 +209,15 @@ def run(config: Any, workdir: str | Path, command: list[str]) -> Iterator[str]:
     """Runs the cases that have no record yet; gives the table of each, as text.
 
     Raises:
-      UserError: the config is wrong, the workdir cannot be written, or as the experiment does.
+      UserError: the config is wrong, the workdir cannot be written, a record is damaged, or as the
+        experiment does.
     """
     cases, settings = expand(config), _settings(plain(config))
     folder = Path(workdir).expanduser() / "theory"
     with _writing(folder):  # Before anything is computed that could not be kept.
         _check_can_be_made(folder)
+    for case in cases:
+        _read(folder / f"{case.name}.json")
     for number, case in enumerate(cases, 1):
         path = folder / f"{case.name}.json"
         record = _read(path)
@@ -219,19 +235,21 @@ def run(config: Any, workdir: str | Path, command: list[str]) -> Iterator[str]:
                 folder.mkdir(parents=True, exist_ok=True)
                 records.write_atomically(path, json.dumps(record, indent=1, default=_literal))
         text = table(record)
-        yield f"{text}\n({number} of {len(cases)}; {done}numbers: {path})\n"
+        yield shown.lines(f"{text}\n({number} of {len(cases)}; {done}numbers: {path})\n")
 
 
 def load(workdir: str | Path) -> list[dict[str, Any]]:
-    """The records in a workdir, in the order of their files' names."""
+    """The records in a workdir, in the order of their files' names.
+
+    Returns:
+      experiment, trial (its fields), found and run (facts of the command) of each; texts as they
+      may be shown. name: what its files are called
+
+    Raises:
+      UserError: a record is damaged.
+    """
     paths = sorted((Path(workdir).expanduser() / "theory").glob("*.json"))
     return [record for path in paths if (record := _read(path))]
-
-
-def name(record: dict[str, Any]) -> str:
-    """What its files are called."""
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in record["trial"].items()}
-    return Case(record["experiment"], tuple(sorted(fields.items()))).name
 
 
 def table(record: dict[str, Any]) -> str:
@@ -240,23 +258,38 @@ def table(record: dict[str, Any]) -> str:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A record, if it is a whole one of this format and of an experiment that there is."""
+    """A record as `load` gives it; None if there is none, or one of another version.
+
+    Raises:
+      UserError: it is damaged.
+    """
     try:
         record = damaged.read_json(path)
-    except (OSError, ValueError):
+    except FileNotFoundError:
         return None
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
+    except (OSError, ValueError) as error:
+        raise damaged.refused(path, error, _AGAIN) from error
+    if isinstance(record, dict) and record.get("format", FORMAT) != FORMAT:
         return None
-    if record.get("experiment") not in EXPERIMENTS:
-        return None
-    if not all(isinstance(record.get(part), dict) for part in ("trial", "found", "run")):
-        return None
+    if what := _broken(record, path.stem):
+        raise UserError(f"{path} is damaged ({what}); {_AGAIN}")
+    return shown.texts(record) | {"name": path.stem}
+
+
+def _broken(record: Any, name: str) -> str | None:
+    """What is wrong with a record, in words; None if it is a whole one of its case."""
+    anything = {...: promised.ANYTHING}
+    parts = {"experiment": promised.one_of(*EXPERIMENTS), "trial": anything, "run": anything}
+    if what := promised.broken(record, parts):
+        return what
+    module = _module(record["experiment"])
     try:
-        table(record)
-    # It lacks a number, or has something else in its place.
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
-        return None
-    return record
+        fields = {k: f.check(k, record["trial"].get(k)) for k, f in module.FIELDS.items()}
+    except UserError as error:
+        return first_line(error)
+    if Case(record["experiment"], tuple(sorted(fields.items()))).name != name:
+        return "its fields are those of another case"
+    return promised.broken(record, {"found": module.FOUND})
 
 
 def _check_can_be_made(folder: Path) -> None:
@@ -294,4 +327,4 @@ class _Lines:
     def __call__(self, line: str) -> None:
         if time.monotonic() - self._last >= _SECONDS_BETWEEN_LINES:
             self._last = time.monotonic()
-            print(line, file=sys.stderr, flush=True)
+            print(shown.line(line), file=sys.stderr, flush=True)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rethink_jax import header, memory, paper_kernels
+from rethink_jax import header, memory, paper_kernels, promised
 from rethink_jax.data.dataset import Dataset
 from rethink_jax.paper import Published
 from rethink_jax.schema import Field, UserError
@@ -51,6 +51,25 @@ FIELDS = cases.IMAGES | cases.LABELS | {
         str, "auto", "of the direct solver's factor", choices=interpolation.PRECISIONS
     ),
     "rank": Field(int, 2000, "columns of the iterative solver's preconditioner", low=1),
+}  # fmt: skip
+
+_PAPERS = ({"value": promised.NUMBER, "where": promised.NAME}, None)
+FOUND = {
+    "data": promised.DATA | {"labels": promised.NAME},
+    "machine": {
+        "features": promised.NAME, "kernel": promised.NAME,
+        "filters": promised.Maybe(promised.COUNT),
+        "bandwidth": promised.Maybe((promised.NUMBER, None)),
+        "ridge by mean diagonal": promised.NUMBER,
+        ...: (promised.NUMBER, promised.NAME, None, {...: promised.NUMBER}),
+    },
+    "ours": {
+        "test error": promised.NUMBER, "norm of the solution": promised.NUMBER,
+        "residual": promised.NUMBER, "solver": promised.NAME, "seconds": promised.NUMBER,
+        "MiB at most, of the process so far": promised.NUMBER,
+        ...: (promised.NUMBER, None),
+    },
+    "paper": {"test error": _PAPERS, "norm of the solution": _PAPERS, ...: _PAPERS},
 }  # fmt: skip
 
 

@@ -15,7 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rethink_jax import default_config, header, inputs, load_trial, measures, records, sweep, trials
+from rethink_jax import (
+    default_config,
+    header,
+    inputs,
+    load_trial,
+    measures,
+    promised,
+    records,
+    sweep,
+    trials,
+)
 from rethink_jax.cli import EXIT_FAILED, EXIT_OK
 from rethink_jax.data import preprocess
 from rethink_jax.data.dataset import Dataset
@@ -31,7 +41,6 @@ _DEEPEST_MEASURED = 20
 _DIRECTIONS = 8
 _MOST_EPOCHS = 2000
 
-
 FIELDS = cases.IMAGES | {
     "labels": Field(
         str, "random", "of the training images; random: each redrawn uniformly",
@@ -41,6 +50,17 @@ FIELDS = cases.IMAGES | {
     "precision": Field(str, "float64", "of its arithmetic", choices=("float64", "float32")),
     "sgd": Field(int, 0, "hidden units of a network that SGD fits beside it; 0: none", low=0),
 }  # fmt: skip
+
+_NETWORK = {
+    "depth": promised.COUNT, "width": promised.COUNT, "weights": promised.COUNT,
+    "weights - (2n+d)": promised.Maybe(promised.COUNT), "labels reproduced": promised.NUMBER,
+    "test error": promised.NUMBER, ...: (promised.NUMBER, None),
+}  # fmt: skip
+FOUND = {
+    "data": promised.DATA | {"labels": promised.NAME},
+    "memorizer": _NETWORK,
+    "sgd": promised.Maybe(_NETWORK),
+}
 
 
 def run(
@@ -56,14 +76,13 @@ def run(
     """Builds the memorizer, checks and measures it.
 
     Raises:
-      UserError: as `sources.load` and `memorize`; or the images are streamed.
+      UserError: as `sources.load` and `memorize`.
     """
     config = _config(context.settings, data, num_train, labels, seed, sgd)
     plan = sweep.Sweep(config)
     (group,) = plan.groups
     dataset, trial = plan.dataset_of(group), group.trials[0]
-    if not isinstance(dataset, Dataset):
-        raise UserError(f"the images of {data} are streamed; the memorizer needs them in memory")
+    assert isinstance(dataset, Dataset)  # `cases.expand` takes no others.
     labels_N = inputs.trial_labels(trial, dataset)[0]
     found = {
         "data": header.data_facts(dataset) | {"name": data, "labels": labels, "seed": seed},

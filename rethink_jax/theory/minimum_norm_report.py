@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rethink_jax import header
+from rethink_jax import header, promised
 from rethink_jax.schema import Field, UserError
 from rethink_jax.theory import cases, gradient_descent, images
 from rethink_jax.theory.gradient_descent import Geometry
@@ -56,6 +56,36 @@ FIELDS = cases.IMAGES | {
         low=0,
     ),
     "max_steps": Field(int, 300_000, "of a run, at most", low=1),
+}  # fmt: skip
+
+# None: a run has diverged by then.
+_ALONG = promised.Each((promised.FINITE, None), "checkpoints")
+_LABELS = ("true", "random")
+FOUND = {
+    "data": promised.DATA,
+    "model": {
+        "inputs": promised.NAME, "dimensions": promised.COUNT, "rank": promised.COUNT,
+        "condition number": promised.NUMBER, "smallest eigenvalue": promised.NUMBER,
+        "largest eigenvalue": promised.NUMBER, "step": promised.NUMBER,
+        "largest eigenvalue of a batch, at most": promised.NUMBER, "batch size": promised.COUNT,
+    },
+    "minimum norm": {...: {"norm": promised.NUMBER, "test error": promised.NUMBER}},
+    "runs": promised.Each({
+        "labels": promised.one_of(*_LABELS), "momentum": promised.FINITE, "start": promised.NAME,
+        "steps": promised.Each(promised.COUNT, "checkpoints"), "diverged": promised.FLAG,
+        **dict.fromkeys(
+            ("distance", "distance to the minimum norm", "residual",
+             "component that may not move"), _ALONG,
+        ),
+        "predicted rate": promised.FINITE, "observed rate": (promised.NUMBER, None),
+        "norm of the limit": promised.NUMBER, "test error of the limit": promised.NUMBER,
+    }),
+    "statements": {
+        "largest distance to the minimum norm, from zero": (promised.NUMBER, None),
+        "largest distance to its own limit": (promised.NUMBER, None),
+        "largest change of the component that may not move": (promised.NUMBER, None),
+        ...: (promised.NUMBER, None),
+    },
 }  # fmt: skip
 
 
@@ -110,7 +140,7 @@ def run(
         },
         "minimum norm": {}, "runs": [],
     }  # fmt: skip
-    for labels, prob in (("true", 0.0), ("random", 1.0)):
+    for labels, prob in zip(_LABELS, (0.0, 1.0), strict=True):
         targets_NxY = images.onehot_targets(dataset, prob, seed)
         nearest_DxY = geometry.pseudo_inverse_DxN @ targets_NxY
         found["minimum norm"][labels] = {

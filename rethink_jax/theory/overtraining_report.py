@@ -29,7 +29,7 @@ _TIME_SNRS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 _LARGE_SNRS = (1e6, 1e8)
 _SMALL = 0.1  # Of the large start.
 
-table = overtraining_text.table
+table, FOUND = overtraining_text.table, overtraining_text.FOUND
 
 
 class _Simulation(NamedTuple):

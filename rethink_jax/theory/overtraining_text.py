@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from rethink_jax import promised
+
 _COLUMNS = {
     "minimum norm": "minimum norm",
     "last step": "last step",
@@ -14,6 +16,50 @@ _COLUMNS = {
     "small start, end": "small, end",
 }
 _WIDTH = 19
+
+
+def _lists(length: str, *names: str, of: Any = promised.FINITE) -> dict[str, promised.Each]:
+    return dict.fromkeys(names, promised.Each(of, length))
+
+
+# A standard error is None for one seed; theory where it is infinite.
+_OR_NONE = (promised.FINITE, None)
+_BY_ALPHA = _lists("alphas", "mean", "median", "lowest", "highest")
+_BY_RATIO = _lists("ratios", "mean", "median", "lowest", "highest")
+_FINE = _lists("more alphas", "minimum norm", "stopped", "large start, end",
+               "large start, stopped", of=_OR_NONE)  # fmt: skip
+FOUND = {
+    "model": {
+        "dimensions": promised.COUNT, "seeds": promised.COUNT, "snr": promised.NUMBER,
+        "start": promised.NUMBER, "small start": promised.NUMBER,
+    },
+    "alpha": promised.Each(promised.POSITIVE, "alphas"),
+    "theory": _lists("alphas", *_COLUMNS, of=_OR_NONE),
+    "simulated": dict.fromkeys(_COLUMNS, _BY_ALPHA),
+    "theory, at more alphas": _FINE | _lists("more alphas", "alpha", "ridge", of=promised.POSITIVE),
+    "curves": promised.Each(
+        {"alpha": promised.POSITIVE, "learning rate": promised.POSITIVE}
+        | _lists("checkpoints", "test", "training", "test, theory", "training, theory")
+        | _lists("checkpoints", "steps", of=promised.COUNT)
+    ),
+    "times": promised.Each(
+        {"alpha": promised.POSITIVE}
+        | _lists("snrs", "snr", "theory", "simulated", of=promised.POSITIVE)
+    ),
+    "images": promised.Maybe({
+        "data": {"name": promised.NAME}, "images": promised.COUNT, "label noise": promised.NUMBER,
+        "seeds": promised.COUNT, "steps": promised.COUNT,
+        "ratio": promised.Each(promised.POSITIVE, "ratios"),
+        "errors": dict.fromkeys(("minimum norm", "last step", "best", "best step"), _BY_RATIO),
+    }),
+    "statements": {
+        **dict.fromkeys(
+            ("peak of the minimum norm, alpha", "peak in theory, alpha",
+             "minimum norm at the peak, median", "stopped at the peak"), promised.NUMBER,
+        ),
+        ...: (promised.NUMBER, None, promised.Each((promised.NUMBER, None), least=0)),
+    },
+}  # fmt: skip
 
 
 def table(found: dict[str, Any]) -> str:

@@ -146,25 +146,37 @@ def test_a_mistake_is_said_in_one_line(tmp_path):
     assert process.returncode == 2 and "two ways to split a sweep" in said
 
 
+def distributed(workdir, index, address):
+    return start(
+        workdir, "--distributed", JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2",
+        JAX_PROCESS_ID=str(index),
+    )  # fmt: skip
+
+
 def test_processes_of_jax_distributed_run_their_parts_on_their_own_devices(tmp_path, alone):
     address = f"127.0.0.1:{free_port()}"
-    both = [
-        start(
-            tmp_path,
-            "--distributed",
-            JAX_COORDINATOR_ADDRESS=address,
-            JAX_NUM_PROCESSES="2",
-            JAX_PROCESS_ID=str(i),
-        )
-        for i in range(2)
-    ]
-    for i, process in enumerate(both):
+    for i, process in enumerate([distributed(tmp_path, i, address) for i in range(2)]):
         said = process.communicate(timeout=250)[0]
         assert process.returncode == 0, said
         assert f"slice {i}/2 of 14 trials: 7 trials" in said
     assert results(tmp_path) == alone
     for trial_id in alone:  # Every network was written by the process that trained it.
         assert rethink_jax.load_trial(tmp_path, trial_id).variables["params"]
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_processes_of_jax_distributed_wait_for_nobody(tmp_path, alone, killed):
+    """Whether the others live or not, also the one to which they came: its part alone is left."""
+    address = f"127.0.0.1:{free_port()}"
+    both = [distributed(tmp_path, i, address) for i in range(2)]
+    os.kill(worker_of(tmp_path, f"{killed}of2"), signal.SIGKILL)
+    process, begun = both[1 - killed], time.monotonic()
+    said = process.communicate(timeout=250)[0]
+    assert process.returncode == 0, said
+    assert "7 trials done" in said
+    assert time.monotonic() - begun < 90, "it waited for the other one to come back"
+    assert both[killed].wait() == -signal.SIGKILL
+    check_the_same(start(tmp_path, f"--shard={killed}/2"), tmp_path, alone)
 
 
 def test_no_processes_to_join(tmp_path):

@@ -49,14 +49,26 @@ def test_what_is_done_is_not_done_again(tmp_path, monkeypatch):
     assert again.replace("done before; ", "") == first
     list(cases.run(SMALL | {"sweep": {"seed": (0, 1)}}, tmp_path, ["c"]))
     assert calls == [0, 1]
-    # What is not a whole record is made again.
+    # What another version wrote is passed over, and made again.
     path = next((tmp_path / "theory").glob("*.json"))
     whole = json.loads(path.read_text())
-    for text in ("", "{", "[]", json.dumps(whole | {"format": -1})):
-        path.write_text(text)
-        assert len(cases.load(tmp_path)) == 1
+    path.write_text(json.dumps(whole | {"format": -1}))
+    assert len(cases.load(tmp_path)) == 1
     list(cases.run(SMALL | {"sweep": {"seed": (0, 1)}}, tmp_path, ["d"]))
     assert len(calls) == 3 and len(cases.load(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 10**5, '{"format": 1}', "\xff"])
+def test_a_damaged_record_is_named_before_anything_is_run(tmp_path, text):
+    config = SMALL | {"sweep": {"seed": (0, 1)}}
+    list(cases.run(SMALL | {"trial": {"num_train": 20, "seed": 1}}, tmp_path, []))
+    (path,) = (tmp_path / "theory").glob("*.json")
+    path.write_text(text, encoding="latin-1")
+    for use in (lambda: list(cases.run(config, tmp_path, [])), lambda: cases.load(tmp_path)):
+        with pytest.raises(UserError, match=r"is damaged .*; delete it and run") as raised:
+            use()
+        assert str(raised.value).startswith(str(path)) and "\n" not in str(raised.value)
+    assert list((tmp_path / "theory").iterdir()) == [path]
 
 
 @pytest.mark.parametrize(
