@@ -63,12 +63,13 @@ def main() -> int:
 
 
 def _here(workdir: Path | None) -> int:
-    from rethink_jax import slices, sweep
+    from rethink_jax import shown, slices, sweep
 
     part = slices.of_process() if _DISTRIBUTED.value else slices.parse(_SHARD.value, os.environ)
     made = sweep.Sweep(_CONFIG.value, part)
     if _PLAN.value:
-        print(sweep.plan(made, workdir))
+        for line in sweep.plan(made, workdir):
+            print(shown.line(line), flush=True)
         return cli.EXIT_OK
     return sweep.run(made, workdir, sys.argv, sweep.Options(_RETRY.value, _REUSE.value))
 

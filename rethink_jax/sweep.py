@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +146,8 @@ def _beside_model(trial: Trial) -> tuple[tuple[str, Any], ...]:
     return tuple((name, value) for name, value in trial.static if not name.startswith("model."))
 
 
-def plan(sweep: Sweep, workdir: Path | None) -> str:
-    """What a sweep would do: its groups with trials, lanes, parameters and memory, as text.
+def plan(sweep: Sweep, workdir: Path | None) -> Iterator[str]:
+    """What a sweep would do: lines with its groups, their trials, lanes, parameters and memory.
 
     Compiles two small programs per group, to know its memory, and runs none.
     """
@@ -155,7 +155,7 @@ def plan(sweep: Sweep, workdir: Path | None) -> str:
     head = (records.Workdir(workdir).header() if workdir else None) or {}
     sweep.pad(head.get("widths", {}))
     done = sum(t.trial_id in finished for t in sweep.trials)
-    lines = [f"{_counted(sweep)}, {done} done, {len(sweep.trials) - done} to run"]
+    yield f"{_counted(sweep)}, {done} done, {len(sweep.trials) - done} to run"
     differing = _differing_fields(sweep.groups)
     for group in sweep.groups:
         run = sweep.group_run(group, lambda _: None)
@@ -165,7 +165,7 @@ def plan(sweep: Sweep, workdir: Path | None) -> str:
         images = len({trial_inputs.image_version(t) for t in group.trials})
         what = ", ".join(f"{k} {group.static[k]}" for k in differing if k in group.static)
         layout = run.layout
-        lines.append(
+        yield (
             f"group {group.group_id}: {len(group.trials)} trials ({done} done), {run.num_params:,} "
             f"parameters each{_padding(group)}, {run.spec.steps_per_epoch} steps an epoch, "
             f"{images} image versions; "
@@ -173,7 +173,6 @@ def plan(sweep: Sweep, workdir: Path | None) -> str:
             f"{layout.devices[0].platform} device(s), {needs.describe(layout.per_device)}"
             + "".join(f"; {text}" for text in (note, what) if text)
         )
-    return shown.lines("\n".join(lines))
 
 
 def _padding(group: Group) -> str:

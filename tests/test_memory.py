@@ -166,7 +166,7 @@ def test_images_take_half_of_the_memory_at_most(group_run, device_of):
 def test_plan_says_what_fits(small_trial, device_of):
     device_of(66)
     swept = {"trial": small_trial(), "sweep": {"seed": tuple(range(8))}, "engine": {"devices": 1}}
-    text = sweep.plan(sweep.Sweep(swept), None)
+    text = "\n".join(sweep.plan(sweep.Sweep(swept), None))
     assert "3 lanes by map on 1 cpu device(s), 50 MiB on each of 66 MiB, which hold 3 lanes" in text
     assert "; 4 lanes need 60 MiB of each device, which has 66 MiB; taking 3" in text
 

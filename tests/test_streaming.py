@@ -509,6 +509,6 @@ def test_memory_is_predicted(streamed_trial):
 
 def test_plan_reads_no_image(streamed_trial, monkeypatch):
     monkeypatch.setattr("rethink_jax.data.streamed.decode", None)
-    text = sweep.plan(sweep.Sweep(sweep_config(streamed_trial)), None)
+    text = "\n".join(sweep.plan(sweep.Sweep(sweep_config(streamed_trial)), None))
     assert "4 trials in 1 group" in text
     assert "6 steps an epoch" in text

@@ -344,13 +344,13 @@ def test_kill_9_at_several_instants(config, tmp_path, whole):
 
 
 def test_plan_runs_nothing(config, whole, tmp_path):
-    text = sweep.plan(sweep.Sweep(config), None)
+    text = "\n".join(sweep.plan(sweep.Sweep(config), None))
     assert "7 trials in 2 groups, 0 done, 7 to run" in text
     assert "610 parameters each" in text  # 64*8 + 8 + 8*10 + 10
     assert "2 lanes by map on 1 cpu device" in text
     assert "MiB" in text
     assert "model.hidden (12,)" in text
-    assert "7 done, 0 to run" in sweep.plan(sweep.Sweep(config), whole)
+    assert "7 done, 0 to run" in next(sweep.plan(sweep.Sweep(config), whole))
 
 
 def test_changed_data_is_refused(config, tmp_path, monkeypatch):

@@ -494,11 +494,11 @@ def test_a_selection_runs_as_the_whole_would(swept_config, padded, tmp_path):
 
 
 def test_the_plan_says_what_is_padded(swept_config, padded, tmp_path):
-    text = sweep.plan(sweep.Sweep(swept_config("on")), None)
+    text = "\n".join(sweep.plan(sweep.Sweep(swept_config("on")), None))
     assert "4 trials in 1 group, 0 done" in text
     assert "610 parameters each (model.hidden (3,), (8,) padded to (8,))" in text
     # As it was begun.
-    text = sweep.plan(sweep.Sweep(swept_config("off")), padded)
+    text = "\n".join(sweep.plan(sweep.Sweep(swept_config("off")), padded))
     assert "4 trials in 1 group, 4 done" in text and "padded to (8,)" in text
 
 

@@ -128,6 +128,8 @@ def check_output(name: str, model: Model, image_shape: tuple[int, ...], num_clas
 
     try:
         found = jax.eval_shape(run, image, images)
+    except UserError:
+        raise
     # It is the user's code and can fail in any way.
     except Exception as error:
         raise UserError(
