@@ -80,20 +80,22 @@ def build(workdir: str | Path) -> Report:
     more = captions.captions(lines)
     rows = series.table(lines)
     html = page.render(results, said, pictures, more, compared, rows, ranked, bounded)
+    texts = {
+        "index.html": html,
+        **{
+            f"{t.name.lower().replace(' ', '')}.md": tables.markdown(f"{t.name}: {t.title}", t)
+            for t in compared
+        },
+        **({"ranking.md": tables.markdown(ranked.title, ranked)} if ranked else {}),
+        **{f"{t.name}.md": tables.markdown(t.title, t) for t in bounded},
+    }
+    # An older report may have had more.
+    gone = {*(f"{name}.png" for name in page.TITLES), "ranking.md"} - texts.keys()
     with output.folder_of(folder) as folder:
-        for name in (*(f"{name}.png" for name in page.TITLES), "ranking.md"):
-            (folder / name).unlink(missing_ok=True)  # An older report may have had more.
+        for name in gone:
+            (folder / name).unlink(missing_ok=True)
         for name, png in pictures.items():
             (folder / f"{name}.png").write_bytes(png)
-        for table in compared:
-            file = f"{table.name.lower().replace(' ', '')}.md"
-            text = tables.markdown(f"{table.name}: {table.title}", table)
-            records.write_atomically(folder / file, text)
-        if ranked is not None:
-            text = tables.markdown(ranked.title, ranked)
-            records.write_atomically(folder / "ranking.md", text)
-        for table in bounded:
-            text = tables.markdown(table.title, table)
-            records.write_atomically(folder / f"{table.name}.md", text)
-        records.write_atomically(folder / "index.html", html)
+        for name, text in texts.items():
+            records.write_atomically(folder / name, text)
     return Report(folder / "index.html", said)

@@ -40,7 +40,7 @@ def _losses(found: list[Line]) -> str:
     drawn = [s.name for line in panels for s in line.main]
     # A level may be the highest of one network and not of another.
     left = [s.name for line in panels for s in line.settings if s not in line.main]
-    says = [f"Drawn: {_listed(drawn)}."]
+    says = [f"Drawn: {'; '.join(dict.fromkeys(drawn))}."]
     if left:
         says.append(
             "Of each label corruption the highest level is drawn, and corrupted images with true "
