@@ -5,9 +5,10 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib import pyplot as plt
 
 from rethink_jax import paper, records, report, train, trials
-from rethink_jax.report import figures, series, tables
+from rethink_jax.report import by_labels, figures, series, tables
 from rethink_jax.schema import UserError, nest
 
 CIFAR_MLP = {
@@ -445,7 +446,10 @@ def test_line_names_say_only_what_sets_lines_apart(full, tmp_path):
 
 def test_figures_of_several_networks(full):
     text = html.unescape(full[1].page.read_text())
-    assert text.count("Dotted: the paper's curves") == text.count("Of many lines some are") == 4
+    assert text.count("Dotted: the paper's curves") == 4
+    assert "Drawn: 4 of 14 lines, those with most to compare. Not drawn: " in text
+    assert "Drawn: 3 of 14 lines, those with most levels. Not drawn: " in text
+    assert "of these the first 4 are drawn, the paper's networks first." in text
     names = {p.name for p in full[1].page.parent.glob("*.png")}
     assert names == {"fig1a.png", "fig1b.png", "fig1c.png", "fig2.png"}
 
@@ -453,16 +457,18 @@ def test_figures_of_several_networks(full):
 def drawn(figure_of, lines, monkeypatch):
     """The figure's axes, before it is turned to bytes."""
     kept = []
-    monkeypatch.setattr(figures, "png", lambda figure: kept.append(figure) or b"")
+    for module in (figures, by_labels):
+        monkeypatch.setattr(module, "png", lambda figure: kept.append(figure) or b"")
     figure_of(lines)
     monkeypatch.undo()
+    plt.close(kept[0])
     return kept[0].axes
 
 
 def test_papers_curves_are_drawn_in_the_colour_of_ours(full, monkeypatch):
     results = records.load_results(full[0])
     lines = series.lines(results.trials, results)
-    ratio = drawn(figures.epochs_to_fit, lines, monkeypatch)[1]
+    ratio = drawn(by_labels.epochs_to_fit, lines, monkeypatch)[1]
     for network in paper.FIG1_NETWORKS:
         own = next(x for x in ratio.lines if x.get_label() == network)
         papers = [x for x in ratio.lines if list(x.get_ydata()) == list(paper.fig1b(network).value)]
@@ -489,10 +495,10 @@ def test_papers_curve_is_grey_where_several_lines_are_of_its_network(tmp_path, m
     made_workdir(tmp_path, nested, [one()] * 4)
     results = records.load_results(tmp_path)
     lines = series.lines(results.trials, results)
-    for figure_of, panel in ((figures.epochs_to_fit, 1), (figures.test_error, 0)):
+    for figure_of, panel in ((by_labels.epochs_to_fit, 1), (by_labels.test_error, 0)):
         axis = drawn(figure_of, lines, monkeypatch)[panel]
         papers = {x.get_color() for x in axis.lines if len(x.get_xdata()) == 11}
-        assert papers == {figures._GREY}
+        assert papers == {figures.GREY}
 
 
 def test_accuracies_are_drawn_where_there_is_something_to_compare(tmp_path, monkeypatch):

@@ -135,8 +135,8 @@ def test_the_gap_itself_predicts_best_and_its_negative_as_well(table):
         "0.00", "0.00",
     ]  # fmt: skip
     assert table.summary == (
-        "Of 8 measures, negative ranks the generalization gap best: Kendall's tau -1.00 "
-        "[-1.00, -1.00] over 18 networks."
+        "Of 7 measures, negative ranks the generalization gap best (3 others as well): Kendall's "
+        "tau -1.00 [-1.00, -1.00] over 18 networks."
     )
 
 
@@ -282,7 +282,7 @@ def test_only_seeds_differ():
     table = ranking.table(*in_memory(nested, results, {"gap": gaps_of(results)}))
     assert table.header[-1] == "Spearman's ρ, gap"
     assert table.rows == [["gap", "8", "+1.00 [+1.00, +1.00]", "-1.00 [-1.00, -1.00]", "+1.00"]]
-    assert "draws of 8 networks" in table.notes[1] and len(table.notes) == 2
+    assert "draws of 8 networks" in table.notes[1] and len(table.notes) == 3
     # The same of one measure beside others.
     nested, results = swept(SETTINGS[:2], range(8))
     one = np.where(np.arange(16) < 8, gaps_of(results), np.nan)

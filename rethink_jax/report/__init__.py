@@ -26,13 +26,17 @@ def build(workdir: str | Path) -> Report:
     try:
         from rethink_jax.report import (
             along,
+            by_labels,
             capacity,
+            captions,
             classical,
+            copies,
             figures,
             output,
             page,
             ranking,
             series,
+            summary,
             tables,
             theory,
         )
@@ -52,16 +56,19 @@ def build(workdir: str | Path) -> Report:
         raise UserError(
             f"no trial of {workdir} is finished yet; run the sweep, the report shows what is there"
         )
+    measured = records.load_measures(folder)
+    # What is below sees each training once. Bounds are over draws of labels, which are no copies.
+    bounded = classical.tables(folder, done, results)
+    seen = copies.distinct(done, () if measured is None else measured.index)
+    done = seen.trials
     lines = series.lines(done, results)
     compared = tables.tables(done, results)
-    measured = records.load_measures(folder)
     ranked = ranking.table(done, results, measured)
-    bounded = classical.tables(folder, done, results)
     pictures = {
         "examples": figures.examples(records.load_examples(folder)),
         "fig1a": figures.loss_curves(lines),
-        "fig1b": figures.epochs_to_fit(lines),
-        "fig1c": figures.test_error(lines),
+        "fig1b": by_labels.epochs_to_fit(lines),
+        "fig1c": by_labels.test_error(lines),
         "fig2": figures.accuracy_curves(lines),
         **capacity.figures(capacity.sweep(done, measured)),
         "classical": classical.figure(bounded),
@@ -69,20 +76,26 @@ def build(workdir: str | Path) -> Report:
     }
     pictures = {name: png for name, png in pictures.items() if png is not None}
     sentences = [t.summary for t in (*compared, *bounded, ranked) if t and t.summary]
-    summary = [shown.line(s) for s in series.summary(results, done, lines, sentences)]
-    html = page.render(results, summary, pictures, compared, series.table(lines), ranked, bounded)
+    said = [shown.line(s) for s in summary.sentences(results, seen, lines, sentences)]
+    more = captions.captions(lines)
+    rows = series.table(lines)
+    html = page.render(results, said, pictures, more, compared, rows, ranked, bounded)
+    texts = {
+        "index.html": html,
+        **{
+            f"{t.name.lower().replace(' ', '')}.md": tables.markdown(f"{t.name}: {t.title}", t)
+            for t in compared
+        },
+        **({"ranking.md": tables.markdown(ranked.title, ranked)} if ranked else {}),
+        **{f"{t.name}.md": tables.markdown(t.title, t) for t in bounded},
+    }
+    # An older report may have had more.
+    gone = {*(f"{name}.png" for name in page.TITLES), "ranking.md"} - texts.keys()
     with output.folder_of(folder) as folder:
+        for name in gone:
+            (folder / name).unlink(missing_ok=True)
         for name, png in pictures.items():
             (folder / f"{name}.png").write_bytes(png)
-        for table in compared:
-            file = f"{table.name.lower().replace(' ', '')}.md"
-            text = tables.markdown(f"{table.name}: {table.title}", table)
-            records.write_atomically(folder / file, text)
-        if ranked is not None:
-            text = tables.markdown(ranked.title, ranked)
-            records.write_atomically(folder / "ranking.md", text)
-        for table in bounded:
-            text = tables.markdown(table.title, table)
-            records.write_atomically(folder / f"{table.name}.md", text)
-        records.write_atomically(folder / "index.html", html)
-    return Report(folder / "index.html", summary)
+        for name, text in texts.items():
+            records.write_atomically(folder / name, text)
+    return Report(folder / "index.html", said)

@@ -10,7 +10,15 @@ import pandas as pd
 from matplotlib import pyplot as plt
 
 from rethink_jax import measures
-from rethink_jax.report.figures import COLOURS, STYLE, is_main, key, papers_order, png, style_of
+from rethink_jax.report.figures import (
+    COLOURS,
+    STYLE,
+    key,
+    papers_order,
+    png,
+    style_of,
+    whole_epochs,
+)
 from rethink_jax.report.series import Line, Setting
 
 _COLUMNS, _MAX_PANELS, _MAX_MARKED = 4, 8, 12
@@ -24,7 +32,7 @@ def curves(found: list[Line], measured: pd.DataFrame) -> bytes | None:
     if measured.empty:
         return None
     lines = sorted(found, key=papers_order)
-    shown = [(line, s) for line in lines for s in line.settings if is_main(s)][: len(COLOURS)]
+    shown = [(line, s) for line in lines for s in line.main][: len(COLOURS)]
     tables = {
         name: rows.pivot(index="epoch", columns="trial_id", values="value")
         for name, rows in measured.groupby("measure", sort=False)
@@ -42,6 +50,7 @@ def curves(found: list[Line], measured: pd.DataFrame) -> bytes | None:
                 label = setting.name if len(lines) == 1 else f"{line.name}, {setting.name}"
                 _draw(axis, tables[name], setting, colour, label)
             axis.set_title(name, fontsize=10)
+            whole_epochs(axis)
         for axis in axes.flat[len(names) :]:
             axis.axis("off")
         for axis in axes[-1]:

@@ -19,7 +19,13 @@ from matplotlib.ticker import PercentFormatter, ScalarFormatter
 from rethink_jax import paper_neyshabur2017 as paper
 from rethink_jax.report.axes import SEEDS
 from rethink_jax.report.figures import COLOURS, PAPER, STYLE, png
-from rethink_jax.report.series import field_columns, mean_std, numbers
+from rethink_jax.report.series import (
+    field_columns,
+    labels_kind,
+    labels_name,
+    mean_std,
+    numbers,
+)
 
 _POINTS = PAPER | dict(marker="x", markersize=5)
 # The paper's measures and the columns of measures.csv; norms are logarithms there.
@@ -53,7 +59,7 @@ AXES = (
     Axis("data.num_confusion", "images with random labels beside the others", False),
     Axis("model.hidden", "hidden units", True),
     Axis("data.num_train", "training images", True),
-    Axis(_LABELS, "probability that a label is random", False),
+    Axis(_LABELS, "probability that a label is corrupted", False),
 )
 
 
@@ -113,7 +119,7 @@ def sweep(trials: pd.DataFrame, measures: pd.DataFrame | None) -> Sweep | None:
     if measures is not None:
         rows = rows.join(measures, on="trial_id")
     by_labels = axis.field != _LABELS
-    names = rows[_LABELS].map(_labels_in_words if by_labels else lambda _: "")
+    names = rows.apply(_labels_in_words if by_labels else lambda _: "", axis=1)
     lines = {
         str(name): {float(at): some for at, some in own.groupby(x[own.index])}
         for name, own in rows.groupby(names, sort=False)
@@ -121,8 +127,8 @@ def sweep(trials: pd.DataFrame, measures: pd.DataFrame | None) -> Sweep | None:
     return Sweep(axis, lines)
 
 
-def _labels_in_words(prob: float) -> str:
-    return {0: "true labels", 1: "random labels"}.get(prob, f"labels {prob:.0%} random")
+def _labels_in_words(trial: Any) -> str:
+    return labels_name(labels_kind(trial), trial[_LABELS])
 
 
 def figures(found: Sweep | None) -> dict[str, bytes]:

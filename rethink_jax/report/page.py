@@ -14,7 +14,7 @@ from rethink_jax.report.ranking import Ranking
 from rethink_jax.report.series import Row
 from rethink_jax.report.tables import NOT_RUN, PaperTable
 
-_TITLES = {
+TITLES = {
     "examples": ("What the networks saw", "Training images as they are, and corrupted."),
     "fig1a": (
         "How the training loss falls",
@@ -71,8 +71,8 @@ _TITLES = {
         "many measures and settings some are drawn; trials/*/measures.csv has all.",
     ),
 }
-_DOTTED = " Dotted: the paper's curves, digitised, where it trained the same network."
-_SOME = " Of many lines some are drawn, the paper's networks first; the table below has all."
+_DOTTED = "Dotted: the paper's curves, digitised, where it trained the same network."
+_OF_ZHANG = ("fig1a", "fig1b", "fig1c", "fig2")
 _CSS = """
 :root { color-scheme: light; }
 body { margin: 0 auto; max-width: 1360px; padding: 2.2rem 1.4rem 4rem; background: #fbfbfa;
@@ -111,6 +111,7 @@ def render(
     results: Results,
     summary: list[str],
     pictures: dict[str, bytes],
+    more: dict[str, str],
     compared: list[PaperTable],
     rows: list[Row],
     ranked: Ranking | None = None,
@@ -119,15 +120,16 @@ def render(
     """The page as text.
 
     Args:
-      pictures: {name in `_TITLES`: PNG bytes}.
+      pictures: {name in `TITLES`: PNG bytes}.
+      more: {name of a picture: what its caption says of this sweep}.
       compared: the paper's tables.
       ranked: the table of measures.
       classical: complexity and stability.
     """
-    more = (_DOTTED if compared else "") + (_SOME if len({r.line for r in rows}) > 4 else "")
+    dotted = _OF_ZHANG if compared else ()
     figures = "".join(
-        _figure(name, pictures[name], more if name != "examples" else "")
-        for name in _TITLES
+        _figure(name, pictures[name], more.get(name, ""), _DOTTED * (name in dotted))
+        for name in TITLES
         if name in pictures
     )
     measures = "".join(table(t.title, t) for t in [*classical, *([ranked] if ranked else [])])
@@ -154,9 +156,9 @@ def _title(results: Results) -> str:
     return f"Fitting true and corrupted data: {names}"
 
 
-def _figure(name: str, png: bytes, more: str) -> str:
-    title, caption = _TITLES[name]
-    return figure(title, caption + more, png, name)
+def _figure(name: str, png: bytes, *more: str) -> str:
+    title, caption = TITLES[name]
+    return figure(title, " ".join(filter(None, (caption, *more))), png, name)
 
 
 def figure(title: str, caption: str, png: bytes, name: str = "") -> str:

@@ -7,6 +7,7 @@ are: both are errors on images and labels of one kind.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,6 +22,8 @@ from rethink_jax.report.series import numbers
 # Networks of different gaps, to rank a measure at all.
 FEWEST = 6
 DRAWS = 1000
+# Where Jiang et al. (2019) end training, as a survey of their work says; the paper was not read.
+_JIANG_LOSS = 0.01
 _NONE = "–"
 
 
@@ -98,21 +101,20 @@ def table(
     """
     if measures is None:
         return None
-    networks, data = _networks(done, measures)
+    networks, ranked = _networks(done, measures)
     if _too_few(networks):
         return None
-    shown = _shown(networks, min(results.run["data"][name]["test"] for name in data))
+    data = results.run["data"]
+    shown = _shown(networks, min(data[name]["test"] for name in set(ranked["data.name"])))
     found = [_row(networks, name, shown) for name in networks.measures]
-    found.sort(key=lambda row: -row[0])
-    rows = [cells for _, cells in found]
-    if found[0][0] < 0:
+    found.sort(key=lambda row: -row.size)
+    if found[0].size < 0:
         return None
-    sentence = (
-        f"Of {len(rows)} measures, {rows[0][0]} ranks the generalization gap best: Kendall's tau "
-        f"{rows[0][2]} over {rows[0][1]} networks."
-    )
+    notes = _notes(networks, shown)
+    notes.insert(2, _fitting(ranked))
     title = "Which measure predicts generalization"
-    return Ranking(title, shown.header, rows, _notes(networks, shown), sentence)
+    rows = [row.cells for row in found]
+    return Ranking(title, shown.header, rows, notes, _sentence(found, len(ranked)))
 
 
 def _too_few(networks: Networks) -> bool:
@@ -122,8 +124,8 @@ def _too_few(networks: Networks) -> bool:
 # --- what is ranked -------------------------------------------------------------------------------
 
 
-def _networks(done: pd.DataFrame, measures: pd.DataFrame) -> tuple[Networks, set[str]]:
-    """The networks that have a measure and a gap, and the names of their data."""
+def _networks(done: pd.DataFrame, measures: pd.DataFrame) -> tuple[Networks, pd.DataFrame]:
+    """The networks that have a measure and a gap, and their rows of results."""
     train, test, corrupted = (
         1 - numbers(done, f"final_{split}_accuracy")
         for split in ("train", "test", "test_corrupted")
@@ -140,7 +142,7 @@ def _networks(done: pd.DataFrame, measures: pd.DataFrame) -> tuple[Networks, set
         axes_of(done),
         [" ".join(row) for row in seeds.to_numpy()],
     )
-    return found, set(done["data.name"])
+    return found, done
 
 
 def _shown(networks: Networks, test_images: int) -> _Shown:
@@ -160,13 +162,20 @@ def _shown(networks: Networks, test_images: int) -> _Shown:
 # --- the numbers of a measure ---------------------------------------------------------------------
 
 
-def _row(networks: Networks, name: str, shown: _Shown) -> tuple[float, list[str]]:
-    """|tau|, or -1 if there are too few networks; and the cells of a measure's row."""
+class _Row(NamedTuple):
+    """size: |tau|, or -1 if there are too few networks   sure: its interval excludes 0"""
+
+    size: float
+    sure: bool
+    cells: list[str]
+
+
+def _row(networks: Networks, name: str, shown: _Shown) -> _Row:
     own = networks.some(networks.measures[name].notna().to_numpy())
     measure_T, gap_T = own.measures[name].to_numpy(), own.gap_T
     cells = [name, str(len(gap_T))]
     if _too_few(own):
-        return -1, cells + [_NONE] * (len(shown.header) - 2)
+        return _Row(-1, False, cells + [_NONE] * (len(shown.header) - 2))
     tau = _interval(measure_T, gap_T, own.units_T)
     cells += [
         _interval_text(tau),
@@ -183,7 +192,7 @@ def _row(networks: Networks, name: str, shown: _Shown) -> tuple[float, list[str]
         # A measure that falls as the gap grows predicts it as well: by its negative.
         by_sign_T = -measure_T if tau.value < 0 else measure_T
         cells += _error_cells(own, by_sign_T, shown)
-    return abs(tau.value), cells
+    return _Row(abs(tau.value), tau.low > 0 or tau.high < 0, cells)
 
 
 def _error_cells(own: Networks, measure_T: np.ndarray, shown: _Shown) -> list[str]:
@@ -226,6 +235,40 @@ def _text(value: float) -> str:
 def _interval_text(interval: ranking.Interval) -> str:
     value, low, high = map(_text, interval[:3])
     return value if value == _NONE else f"{value} [{low}, {high}]"
+
+
+def _sentence(found: Sequence[_Row], networks: int) -> str:
+    """Which measure is the best of those that differ from none; found: the largest |tau| first."""
+    ranked, sure = [row for row in found if row.size >= 0], [row for row in found if row.sure]
+    of = f"Of {len(ranked)} measure{'s' * (len(ranked) > 1)}, "
+    if not sure:
+        return (
+            f"{of}none is distinguishable from one that says nothing of the generalization gap: "
+            f"the 95% interval of Kendall's tau includes 0 for each ({networks} networks at most)."
+        )
+    best, alike = sure[0], sum(math.isclose(r.size, sure[0].size) for r in sure[1:])
+    name, tau = best.cells[0], best.cells[2]
+    others = f" ({alike} other{'s' * (alike > 1)} as well)" if alike else ""
+    least = "" if ranked[0].sure else ", of those whose 95% interval excludes 0"
+    return (
+        f"{of}{name} ranks the generalization gap best{others}{least}: Kendall's tau {tau} "
+        f"over {best.cells[1]}{f' of {networks}' * (best.cells[1] != str(networks))} networks."
+    )
+
+
+def _fitting(ranked: pd.DataFrame) -> str:
+    """How far the networks were trained, beside what the authors of the method do."""
+    accuracy, loss = (numbers(ranked, f"final_train_{n}") for n in ("accuracy", "loss"))
+    short, count = int((accuracy < 1).sum()), len(ranked)
+    lowest = (
+        f" (the lowest: {accuracy.min():.1%}); they are ranked with the others" if short else ""
+    )
+    below = f"{int((loss <= _JIANG_LOSS).sum())} of these {count} are there"
+    return (
+        f"{short} of {count} networks have not reached 100% training accuracy{lowest}. Jiang et "
+        f"al. (2019) train all of theirs to a cross-entropy of {_JIANG_LOSS} (from a survey, not "
+        f"read in the paper); {below if loss.notna().any() else 'here it was not measured'}."
+    )
 
 
 def _notes(networks: Networks, shown: _Shown) -> list[str]:

@@ -14,12 +14,14 @@ from rethink_jax.trials import FIELDS
 class Setting(NamedTuple):
     """The trials of one network under one corruption; they differ in their seeds.
 
-    name: in words   label_prob: nominal   clean_pixels: images as they are
+    name: in words   labels: how they are corrupted; "" if they are not
+    label_prob: nominal   clean_pixels: images as they are
     trials: their rows of results   curves: {column of `train.CURVE`: values_TxE} by epoch, NaN
       where nothing was measured; a trial that has ended keeps its last value
     """
 
     name: str
+    labels: str
     label_prob: float
     clean_pixels: bool
     trials: pd.DataFrame
@@ -44,9 +46,44 @@ class Line(NamedTuple):
         """The settings with clean pixels, by label corruption."""
         return sorted((s for s in self.settings if s.clean_pixels), key=lambda s: s.label_prob)
 
+    @property
+    def levels(self) -> list[Levels]:
+        """`by_label_prob` of each kind of label corruption; true labels begin all of them."""
+        clean = self.by_label_prob
+        kinds = list(dict.fromkeys(s.labels for s in clean if s.labels)) or [UNIFORM]
+        return [
+            Levels(
+                ", ".join([self.name] * bool(self.name) + [f"labels {kind}"] * (len(kinds) > 1)),
+                self.network if kind == UNIFORM else None,
+                self.chance,
+                [s for s in clean if s.labels in ("", kind)],
+            )
+            for kind in kinds
+        ]
 
-_NOT_A_LINE = ("seed", "corruption.seed", "data.replaced", "corruption.label_prob",
-               "corruption.pixels", "corruption.pixel_fraction",
+    @property
+    def main(self) -> list[Setting]:
+        """What is shown along training: true labels, clean images or not, and the highest level
+        of each label corruption."""
+        highest = {of.settings[-1].name for of in self.levels if of.settings}
+        return [s for s in self.settings if not s.labels or s.name in highest]
+
+
+class Levels(NamedTuple):
+    """The settings of a line under one kind of label corruption, clean pixels, by probability.
+
+    name: the line's, and the kind's if there are several   network, chance: as of `Line`
+    """
+
+    name: str
+    network: str | None
+    chance: float
+    settings: list[Setting]
+
+
+UNIFORM = "uniform"
+_NOT_A_LINE = ("seed", "corruption.seed", "data.replaced", "corruption.labels",
+               "corruption.label_prob", "corruption.pixels", "corruption.pixel_fraction",
                "corruption.pixel_strength")  # fmt: skip
 
 
@@ -120,21 +157,42 @@ def _in_words(column: str, value: Any) -> str:
     return f"{name} {value}"
 
 
+def labels_kind(trial: Any) -> str:
+    """How a trial's labels are corrupted; "" if they are true."""
+    # A corruption of the user's own may change labels at probability 0, too.
+    changed = trial["corruption.label_prob"] > 0 or trial.get("test_label_noise", 0) > 0
+    return trial["corruption.labels"] if changed else ""
+
+
+def labels_name(kind: str, prob: float) -> str:
+    """Labels in words: "true labels", "labels 30% random"; another kind than uniform by its name.
+
+    kind: as of `labels_kind`
+    """
+    if not kind:
+        return "true labels"
+    if kind != UNIFORM:
+        return f"labels {_percent(prob)} {kind}"
+    return "random labels" if prob == 1 else f"labels {_percent(prob)} random"
+
+
 def setting_name(trial: Any) -> str:
     """A corruption in words: "true labels", "labels 30% random", "gaussian pixels" ..."""
-    prob = trial["corruption.label_prob"]
-    if prob == 0:
-        labels = "true labels"
-    else:
-        labels = "random labels" if prob == 1 else f"labels {prob:.0%} random"
+    kind = labels_kind(trial)
+    labels = labels_name(kind, trial["corruption.label_prob"])
     if paper.clean_pixels(trial):
         return labels
     pixels = f"{trial['corruption.pixels']} pixels"
     if trial["corruption.pixel_fraction"] < 1:
-        pixels += f" in {trial['corruption.pixel_fraction']:.0%} of images"
+        pixels += f" in {_percent(trial['corruption.pixel_fraction'])} of images"
     if trial["corruption.pixel_strength"] < 1:
-        pixels += f" at strength {trial['corruption.pixel_strength']:g}"
-    return pixels if prob == 0 else f"{pixels}, {labels}"
+        pixels += f" at strength {trial['corruption.pixel_strength']:.10g}"
+    return f"{pixels}, {labels}" if kind else pixels
+
+
+def _percent(share: float) -> str:
+    """With all its digits: two levels have two names."""
+    return f"{100 * share:.10g}%"
 
 
 def _setting(name: str, rows: pd.DataFrame, curves: dict[str, pd.DataFrame]) -> Setting:
@@ -146,7 +204,7 @@ def _setting(name: str, rows: pd.DataFrame, curves: dict[str, pd.DataFrame]) -> 
     }
     first = rows.iloc[0]
     prob = float(first["corruption.label_prob"])
-    return Setting(name, prob, paper.clean_pixels(first), rows, held)
+    return Setting(name, labels_kind(first), prob, paper.clean_pixels(first), rows, held)
 
 
 def numbers(rows: pd.DataFrame, column: str) -> pd.Series:
@@ -164,76 +222,9 @@ def mean_std(values: Any) -> tuple[float, float]:
     return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
 
 
-def summary(
-    results: records.Results, done: pd.DataFrame, found: list[Line], compared: list[str]
-) -> list[str]:
-    """What was found, in at most six sentences.
-
-    compared: a sentence about each of the paper's tables
-    """
-    line = max(found, key=lambda x: len(x.settings))
-    found_out = [*compared, *_by_label_prob(line, len(found) > 1), *_by_pixels(line)]
-    return [_accuracy(results, done), *found_out[:4], _effort(results, done)]
-
-
-def _accuracy(results: records.Results, done: pd.DataFrame) -> str:
-    """How many trials fitted, how many there are."""
-    planned = len(results.trials)
-    accuracy = numbers(done, "final_train_accuracy")
-    perfect, fitted = int((accuracy == 1).sum()), int((done["status"] == "fitted").sum())
-    if perfect:
-        text = f"{perfect} of {planned} trials reached 100% training accuracy"
-    else:
-        text = f"{fitted} of {planned} trials were fitted"
-        if accuracy.notna().any():
-            text += f"; training accuracy is {accuracy.min():.2%} to {accuracy.max():.2%}"
-    unfinished, diverged = planned - len(done), int((done["status"] == "diverged").sum())
-    text += f"; {unfinished} are not finished" if unfinished else ""
-    return text + (f"; {diverged} diverged" if diverged else "") + "."
-
-
-def _by_label_prob(line: Line, named: bool) -> list[str]:
-    """Time to fit and test error at the lowest and the highest level of label corruption."""
-    if len(line.by_label_prob) < 2:
-        return []
-    low, high = line.by_label_prob[0], line.by_label_prob[-1]
-    sentences, of = [], f" of {line.name}" if named else ""
-    fit = [mean_std(s.trials["epochs_to_fit"])[0] for s in (low, high)]
-    if np.isfinite(fit).all():
-        sentences.append(
-            f"Fitting{of} takes {'longer the more labels are random: ' * (fit[1] > fit[0])}"
-            f"{fit[0]:.1f} epochs with {low.name}, {fit[1]:.1f} with {high.name} "
-            f"({fit[1] / fit[0]:.1f} times as long)."
-        )
-    error = [1 - mean_std(s.trials["final_test_corrupted_accuracy"])[0] for s in (low, high)]
-    if np.isfinite(error).all():
-        sentences.append(
-            f"The test error{of} {'grows' if error[1] > error[0] else 'goes'} from {error[0]:.1%} "
-            f"with {low.name} to {error[1]:.1%} with {high.name}; guessing gives {line.chance:.0%}."
-        )
-    return sentences
-
-
-def _by_pixels(line: Line) -> list[str]:
-    """Test error and time to fit with corrupted images."""
-    parts = [
-        f"{s.name} {1 - mean_std(s.trials['final_test_accuracy'])[0]:.1%} "
-        f"(epochs to fit: {in_text(s.trials['epochs_to_fit'], '.1f')})"
-        for s in _pixels(line)
-        if s.label_prob == 0
-    ]
-    return ["Test error with corrupted images: " + ", ".join(parts[:4]) + "."] if parts else []
-
-
-def _effort(results: records.Results, done: pd.DataFrame) -> str:
-    """What the trials took."""
-    runs = results.run["runs"]
-    seconds = sum(r.get("seconds", 0) for r in runs)
-    steps = int((done["epochs"] * done["steps_per_epoch"]).sum())
-    machine = runs[-1]["cpu"] if runs else {"model": "?", "cores": 0}
-    where = runs[-1]["devices"][0] if runs else "?"
-    device = f"{machine['cores']} CPU cores" if where.split(":")[0] == "cpu" else where
-    return f"{len(done)} trials, {steps:,} steps, {seconds:.0f} s on {device}."
+def unfitted(setting: Setting) -> int:
+    """How many of the trials did not fit."""
+    return int(numbers(setting.trials, "epochs_to_fit").isna().sum())
 
 
 class Row(NamedTuple):
@@ -254,10 +245,10 @@ class Row(NamedTuple):
 
 def table(found: list[Line]) -> list[Row]:
     """Mean and standard deviation over seeds of every setting."""
-    return [_row(line, s) for line in found for s in [*line.by_label_prob, *_pixels(line)]]
+    return [_row(line, s) for line in found for s in [*line.by_label_prob, *with_pixels(line)]]
 
 
-def _pixels(line: Line) -> list[Setting]:
+def with_pixels(line: Line) -> list[Setting]:
     return [s for s in line.settings if not s.clean_pixels]
 
 
@@ -268,7 +259,7 @@ def _row(line: Line, setting: Setting) -> Row:
     published = paper.published(paper.cell_of(rows.iloc[0]))
     figure = ""
     in_figure = line.network in paper.FIG1_NETWORKS and setting.label_prob in paper.LABEL_PROBS
-    if in_figure and setting.clean_pixels:
+    if in_figure and setting.clean_pixels and setting.labels in ("", UNIFORM):
         curve = paper.fig1c(line.network)
         figure = f"{curve.value[curve.x.index(setting.label_prob)]:.1%} ({curve.where})"
     train, test = published.get("train_accuracy"), published.get("test_accuracy")
