@@ -18,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from rethink_jax import damaged, models, step, train
+from rethink_jax import damaged, models, remote, step, train
 from rethink_jax.schema import UserError, first_line, flatten
 from rethink_jax.trials import FIELDS
 
@@ -174,7 +174,8 @@ def load_trial(workdir: str | Path, trial_id: str) -> LoadedTrial:
     Raises:
       UserError: no such trial in the workdir, or its network was not kept.
     """
-    folder = Path(workdir) / "trials" / trial_id
+    workdir = remote.fetched(workdir, everything=True)
+    folder = workdir / "trials" / trial_id
     if not Path(workdir).is_dir():
         raise UserError(f"there is no folder {workdir}; name the workdir of a sweep")
     if not (folder / "result.json").is_file():

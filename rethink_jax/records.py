@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from rethink_jax import damaged, promised, shown
+from rethink_jax import damaged, promised, remote, shown
 from rethink_jax.files import check_writable, part_of, remove_parts, write_atomically
 from rethink_jax.history import History
 from rethink_jax.schema import UserError, nest
@@ -417,7 +417,7 @@ def _opened(workdir: str | Path, what: str) -> tuple[Any, Workdir, dict[str, Any
         raise UserError(
             f"{what} needs pandas; install it with: pip install 'rethink_jax[report]'"
         ) from error
-    directory = Workdir(workdir)
+    directory = Workdir(remote.fetched(workdir))
     run = directory.header()
     if run is None:
         raise UserError(f"{workdir} is not a workdir: it has no run.json")

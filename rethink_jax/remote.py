@@ -63,6 +63,18 @@ def folder_of(workdir: str, everything: bool = False) -> Iterator[Path]:
         yield mirror.folder
 
 
+def fetched(workdir: str | Path, everything: bool = False) -> Path:
+    """The folder of a workdir with what is in the storage now, to be read.
+
+    Args, raises: as of `folder_of`.
+    """
+    if not is_url(str(workdir)):
+        return Path(workdir).expanduser()
+    mirror = Mirror(str(workdir), _local(str(workdir)))
+    mirror.fetch(networks=everything)
+    return mirror.folder
+
+
 def _local(url: str) -> Path:
     """By the URL, so that a command finds what the one before it has left."""
     base = os.environ.get("RETHINK_MIRRORS") or Path.home() / ".cache/rethink_jax/workdirs"

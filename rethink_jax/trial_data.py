@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rethink_jax import inputs, measuring, records, trials
+from rethink_jax import inputs, measuring, records, remote, trials
 from rethink_jax.data.corruption import pixel_stats
 from rethink_jax.data.dataset import Dataset
 from rethink_jax.schema import UserError
@@ -36,7 +36,7 @@ def load_data(workdir: str | Path, trial_id: str) -> TrialData:
       UserError: there is no such trial; its data set is not the one that the workdir was begun
         with, or is streamed from disk.
     """
-    directory = records.Workdir(workdir)
+    directory = records.Workdir(remote.fetched(workdir))
     head, result = directory.header(), directory.finished().get(trial_id)
     if head is None or result is None:
         raise UserError(f"no finished trial {trial_id!r} in {workdir}; its trials.csv lists them")

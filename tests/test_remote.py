@@ -220,3 +220,17 @@ def test_a_lost_machine_costs_no_result(tmp_path):
     assert len(trials) == 14 and trials["trial_id"].is_unique
     rethink_jax.load_trial(stored, trials["trial_id"][0])
     assert not [p for p in (stored / "groups").rglob("*") if p.is_file()]
+    check_python_reads(url, stored, tmp_path)
+
+
+def check_python_reads(url, stored, tmp_path):
+    """From Python the workdir is read by its URL, on a machine that has nothing of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RETHINK_MIRRORS", str(tmp_path / "three"))
+        trials = rethink_jax.load_results(url).trials
+        assert set(trials["trial_id"]) == results(stored).keys()
+        trial_id = trials["trial_id"][0]
+        assert rethink_jax.load_data(url, trial_id).train_labels.size
+        assert rethink_jax.load_trial(url, trial_id).variables["params"]
+    with pytest.raises(UserError, match="no folder"):
+        rethink_jax.load_trial(tmp_path / "nothing", trial_id)
