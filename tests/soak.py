@@ -1,6 +1,7 @@
 """Kills a sweep at random instants, again and again, and compares what comes out in the end.
 
 PYTHONPATH=. python tests/soak.py --kills=100
+PYTHONPATH=. python tests/soak.py --kills=100 --change     # of processes and lanes, after each kill
 
 A sweep is run once without interruption. Then the same command is begun and killed with kill -9
 after a random time; after every kill all files are read, and when it has come to its end, every
@@ -27,16 +28,32 @@ import rethink_jax
 ROOT = Path(__file__).parents[1]
 COMMAND = [
     sys.executable, "-m", "launch.sweep", "--config=configs/quickstart.py",
-    "--config.sweep.seed=(0,)", "--config.trial.stop.max_epochs=40", "--config.engine.lanes=4",
+    "--config.sweep.seed=(0,)", "--config.trial.stop.max_epochs=40",
     "--config.engine.tuning=off", "--config.checkpoint.every_seconds=0.5",
 ]  # fmt: skip
 
 
-def start(workdir):
-    return subprocess.Popen(
-        [*COMMAND, f"--workdir={workdir}"], cwd=ROOT,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+def start(workdir, lanes=4, parts=1):
+    """A process for each part."""
+    command = [*COMMAND, f"--workdir={workdir}", f"--config.engine.lanes={lanes}"]
+    return [
+        subprocess.Popen(
+            [*command, f"--shard={i}/{parts}"],
+            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )
+        for i in range(parts)
+    ]  # fmt: skip
+
+
+def finish(processes, deadline=None):
+    """Waits until all have ended, well; False if that was not before the deadline."""
+    for process in processes:
+        try:
+            left = None if deadline is None else max(deadline - time.monotonic(), 0)
+            assert process.wait(left) == 0, process.stderr.read()
+        except subprocess.TimeoutExpired:
+            return False
+    return True
 
 
 def check(workdir):
@@ -85,35 +102,34 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--change", action="store_true")
     given = parser.parse_args()
     rng = random.Random(given.seed)
     folder = Path(tempfile.mkdtemp(prefix="soak"))
     whole, workdir = folder / "whole", folder / "killed"
-    assert start(whole).wait() == 0  # Fills the compilation cache, too.
+    finish(start(whole))  # Fills the compilation cache, too.
     shutil.rmtree(whole)
     begun = time.monotonic()
-    assert start(whole).wait() == 0
+    finish(start(whole))
     length = time.monotonic() - begun
     print(f"without interruption: {check(whole)} trials in {length:.1f} s", flush=True)
     kills, ends, phases, begun = 0, 0, Counter(), time.monotonic()
     while kills < given.kills:
-        process = start(workdir)
-        try:
-            code = process.wait(rng.uniform(0, length))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+        lanes, parts = (rng.choice((2, 3, 4)), rng.choice((1, 2))) if given.change else (4, 1)
+        processes = start(workdir, lanes, parts)
+        if not finish(processes, time.monotonic() + rng.uniform(0, length * parts)):
+            for process in processes:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
             kills += 1
             phases[phase(workdir)] += 1
             done = check(workdir) if workdir.is_dir() else 0
             print(f"kill {kills}: {done} trials finished", flush=True)
             continue
-        assert code == 0, process.stderr.read()
         compare(workdir, whole)
         shutil.rmtree(workdir)
         ends += 1
-    process = start(workdir)
-    assert process.wait() == 0, process.stderr.read()
+    finish(start(workdir))
     compare(workdir, whole)
     told = ", ".join(f"{count} {name}" for name, count in phases.items())
     print(
