@@ -1,7 +1,6 @@
 """The experiment of SGD and the minimum norm: what it says, and what it refuses."""
 
 import dataclasses
-import io
 import json
 
 import numpy as np
@@ -133,12 +132,6 @@ def test_random_labels():
     # A redrawn label is the true one in one case of ten.
     assert np.mean(noisy.argmax(1) != whole.train_labels) == pytest.approx(0.36, abs=0.04)
     assert (noisy.sum(1) == 1).all()
-
-
-def test_streamed_images_are_refused(find, monkeypatch):
-    monkeypatch.setattr(sources, "load", lambda *args: io.StringIO())
-    with pytest.raises(UserError, match="images of imagenet are streamed"):
-        find("minimum_norm", data="imagenet")
 
 
 def test_a_pixel_that_never_varies_is_zero():
