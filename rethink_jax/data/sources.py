@@ -7,6 +7,7 @@ TFDS; a download, if the config allows it. Whatever was decoded from files is ca
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Sequence
@@ -270,7 +271,7 @@ def _from_files(name: str, root: Path) -> Dataset | None:
 
 def _cached(name: str, root: Path, files: list[Path], layout: readers.Layout) -> readers.Arrays:
     """Decodes the files, or takes what was decoded from these very files before."""
-    stats = [(str(f.absolute()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    stats = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     stamp = hashlib.sha256(repr(stats).encode()).hexdigest()[:12]
     path = root / "cache" / f"{name}-{stamp}.npy"
     try:
@@ -297,7 +298,16 @@ def _cached(name: str, root: Path, files: list[Path], layout: readers.Layout) ->
     rows["label"] = np.concatenate([train_labels, test_labels])
     rows["train"] = np.arange(len(rows)) < len(train_images)
     store_npy(path, rows)
+    _remove_older(path, name)
     return arrays
+
+
+def _remove_older(path: Path, name: str) -> None:
+    """Removes what was decoded from files of a set that have changed since."""
+    for other in path.parent.glob(f"{name}-{'[0-9a-f]' * 12}.npy"):
+        if other != path:
+            with contextlib.suppress(OSError):
+                other.unlink()
 
 
 def _from_tfds(name: str, builder: str, root: Path) -> Dataset:

@@ -224,6 +224,24 @@ def test_a_file_changed_in_size_only_is_decoded_anew(tmp_path, reads):
     assert len(reads) == 2
 
 
+def test_only_what_was_decoded_last_is_kept(tmp_path, reads):
+    """And it is found by any way to the folder."""
+    write_mnist(tmp_path)
+    sources.load("mnist", str(tmp_path))
+    (first,) = cache_files(tmp_path)
+    others = [first.with_name(f"{n}-{'0' * 12}.npy") for n in ("fashion_mnist", "mnist-own")]
+    for other in others:
+        other.write_bytes(b"")
+    labels = (idx_arrays()[1] + 1) % 10
+    write_idx(tmp_path / "mnist" / IDX_FILES[1], labels)
+    sources.load("mnist", str(tmp_path))
+    assert len(reads) == 2 and not first.exists()
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    sources.load("mnist", str(tmp_path / "link"))
+    assert len(reads) == 2
+    assert len(cache_files(tmp_path)) == 3 and all(other.exists() for other in others)
+
+
 def flip_header(data):
     """An unterminated bracket in the header: numpy's parser fails in a way of its own."""
     return data.replace(b"'shape': (", b"'shape': ((", 1)
