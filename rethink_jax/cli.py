@@ -222,6 +222,8 @@ def _run_own(file: str) -> None:
 def _one_line(error: Exception) -> str:
     """What an error says in one line: what it was about, and the end of a quoted traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if "has no attribute 'get_config'" in str(error):
+        return "it has no function get_config, which returns the config"
     if len(lines) < 2:
         name = "" if isinstance(error, flags.Error) else f"{type(error).__name__}: "
         return name + (lines[0] if lines else "no message")

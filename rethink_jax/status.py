@@ -80,7 +80,11 @@ class View:
     def check_there(self) -> None:
         """Raises UserError unless there is the workdir of a sweep."""
         if self._workdir.history.first() is None:
-            raise UserError(f"{self._workdir.path} is not a workdir: it has no run.json")
+            theory = (self._workdir.path / "theory").is_dir()
+            raise UserError(
+                f"{self._workdir.path} is not a workdir: it has no run.json"
+                + ("; its cases of theory are shown by launch.report" if theory else "")
+            )
 
     def read(self) -> Status:
         """The status now."""

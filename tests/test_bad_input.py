@@ -107,7 +107,7 @@ MISTAKES = {
     "config_imports_nothing": config("no_import", "nothing_of_this_name"),
     "config_sets_wrong_type": config("field_type", "batch_size", "many"),
     "config_sets_a_new_field": config("new_field", "learning_rat", "optimizer.learning_rate"),
-    "config_without_function": config("no_function", "get_config"),
+    "config_without_function": config("no_function", "has no function get_config"),
     "config_without_trial": config("no_trial", "config.trial", "default_config"),
     "config_is_a_number": config("a_number", "3", "ConfigDict"),
     "sweep_is_a_tuple": config("sweep_tuple", "config.sweep is (1, 2)", "axes by name"),
@@ -393,6 +393,9 @@ MISTAKES = {
     # --- launch.report
     "report_without_workdir": Mistake("report", (), ("--workdir is missing",)),
     "report_of_empty_name": Mistake("report", ("--workdir=",), ("--workdir is missing",)),
+    "status_of_theory": Mistake(
+        "status", ("--workdir={tmp}/workdirs/theory_finished",), ("run.json", "launch.report")
+    ),
     "report_of_nothing": reported("none", "is not a workdir", "no run.json"),
     "report_of_a_file": reported("../a_file", "a_file", "run.json"),
     "report_of_any_bytes": reported(EVIL, SEEN, "run.json"),
