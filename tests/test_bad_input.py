@@ -393,9 +393,6 @@ MISTAKES = {
     # --- launch.report
     "report_without_workdir": Mistake("report", (), ("--workdir is missing",)),
     "report_of_empty_name": Mistake("report", ("--workdir=",), ("--workdir is missing",)),
-    "status_of_theory": Mistake(
-        "status", ("--workdir={tmp}/workdirs/theory_finished",), ("run.json", "launch.report")
-    ),
     "report_of_nothing": reported("none", "is not a workdir", "no run.json"),
     "report_of_a_file": reported("../a_file", "a_file", "run.json"),
     "report_of_any_bytes": reported(EVIL, SEEN, "run.json"),
@@ -432,7 +429,7 @@ MISTAKES = {
     # --- launch.status
     "status_of_a_file": status("../a_file", "a_file", "run.json"),
     "status_of_another_project": status("header_other_project", "run.json", "this version"),
-    "status_of_theory": status("theory_finished", "not a workdir"),
+    "status_of_theory": status("theory_finished", "not a workdir", "launch.report"),
     "status_header": status("header_fixed", "fixed_fields is [1], not a dict"),
     "status_bytes": status("table_bytes", "trials.csv is damaged", "delete it"),
     "status_short": status("table_short", "trials.csv is damaged", "delete it"),
