@@ -221,9 +221,10 @@ class GroupRun(LaneRun):
         return Programs(self.spec, layout, struct, self._one_input, measured)
 
     def _holds_all(self, meta: dict[str, Any]) -> bool:
-        ids = meta["lanes"]
-        known = meta["layout"] == self.chosen.describe() and len(ids) <= self.chosen.lanes
-        return known and {t.trial_id for t in self.waiting} <= set(ids)
+        ids, devices = meta["lanes"], len(self.chosen.devices)
+        fits = len(ids) <= self.chosen.lanes and len(ids) % devices == 0
+        known = meta["layout"] == self.chosen.describe()
+        return known and fits and {t.trial_id for t in self.waiting} <= set(ids)
 
     def _keep(self, saved: train.TrialState, trial_ids: list[str | None]) -> None:
         """Keeps what a checkpoint holds of trials that still wait for a lane; they come first."""
@@ -272,6 +273,8 @@ class GroupRun(LaneRun):
             self._state = self.programs.start(self._inputs, self.programs.put(fresh_L), self._state)
         if back:
             self._put_back(back)
+        if self._kept:  # Of some, the data could not be made.
+            self._kept = {t: own for t, own in self._kept.items() if t in self.waiting}
 
     def _begun(self) -> dict[Trial, int]:
         """By trial in a lane: epochs done once all is that was dispatched, if it is not fitted."""

@@ -93,10 +93,12 @@ def test_a_corruption_that_is_wrong_fails_its_own_trials(
     assert_same_results(tmp_path / "w", whole, failed=2)
 
 
-def test_those_of_a_checkpoint_fail_alone_too(tmp_path, whole, monkeypatch):
-    """What worked when it began may not when it goes on."""
+@pytest.mark.parametrize("lanes", [4, 1])
+def test_those_of_a_checkpoint_fail_alone_too(tmp_path, whole, monkeypatch, lanes):
+    """What worked when it began may not when it goes on, in its lane or when it gets one."""
     monkeypatch.setitem(corruption.LABELS, "worked", lambda key, labels, *_: labels)
     config = config_of(labels=("worked", "uniform"))
+    config["engine"]["lanes"] = 4
     with monkeypatch.context() as patch:
         interrupt_after(patch, 2)
         assert run(config, tmp_path / "w") == 75
@@ -108,6 +110,7 @@ def test_those_of_a_checkpoint_fail_alone_too(tmp_path, whole, monkeypatch):
         return original(trial, dataset)
 
     monkeypatch.setattr(inputs, "trial_labels", labels)
+    config["engine"]["lanes"] = lanes
     assert run(config, tmp_path / "w") == 3
     assert_same_results(tmp_path / "w", whole, failed=2)
 
