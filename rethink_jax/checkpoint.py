@@ -76,18 +76,21 @@ class GroupCheckpoint:
             self._manager.save(step, args=items)
 
     def restore(
-        self, one_state: train.TrialState
+        self, one_state: train.TrialState, wanted: Collection[str] | None = None
     ) -> tuple[train.TrialState, dict[str, Any]] | None:
         """The newest readable state (numpy arrays) and its meta, or None.
 
         Args:
           one_state: the shapes and dtypes of one trial's state.
+          wanted: trials, one of which it must hold; None: it may hold any.
         """
         for number in sorted(self._manager.all_steps(), reverse=True):
             try:
                 meta = self._manager.restore(
                     number, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
                 ).meta
+                if wanted is not None and set(wanted).isdisjoint(meta["lanes"]):
+                    continue
                 lanes = len(meta["lanes"])
                 target = jax.tree.map(
                     lambda s, n=lanes: np.empty((n, *s.shape), s.dtype), one_state
@@ -104,7 +107,7 @@ class GroupCheckpoint:
                 )  # fmt: skip
         return None
 
-    def close(self, delete: bool) -> None:
+    def close(self, delete: bool = False) -> None:
         """Ends the background writing; with `delete`, the group is done and leaves nothing."""
         self._manager.wait_until_finished()
         self._manager.close()

@@ -115,7 +115,8 @@ class Workdir:
     def group_dirs(self, group_id: str) -> dict[Slice, Path]:
         """All folders with checkpoints of a group, by the slice that wrote them."""
         folders = (self.path / "groups").glob(f"{group_id}*")
-        return {Slice.of_checkpoints(folder.name): folder for folder in folders}
+        found = {Slice.of_checkpoints(folder.name, group_id): folder for folder in folders}
+        return {part: folder for part, folder in found.items() if part}
 
     def outcomes(self) -> Outcomes:
         """The trials that have ended, as they are on disk now.

@@ -267,13 +267,13 @@ class Runner:
     ) -> tuple[Any, dict[str, Any]] | None:
         """The checkpoint to go on from, with trials that other slices than now had under way."""
         there = claims.at_work(self._workdir.path, self._claim.path) | {str(self._sweep.part)}
-        others = [
-            GroupCheckpoint(folder, read_only=True).restore(run.one_state)
-            for part, folder in self._workdir.group_dirs(group.group_id).items()
-            if str(part) not in there
-        ]
-        own, ids = checkpoint.restore(run.one_state), {t.trial_id for t in todo}
-        return latest(own, [found for found in others if found], ids)
+        ids, others = {t.trial_id for t in todo}, []
+        for part, folder in self._workdir.group_dirs(group.group_id).items():
+            if str(part) not in there:
+                other = GroupCheckpoint(folder, read_only=True)
+                with contextlib.closing(other):
+                    others.append(other.restore(run.one_state, ids))
+        return latest(checkpoint.restore(run.one_state), [o for o in others if o], ids)
 
     def close(self, seconds: float) -> int:
         """Says how it ended; returns the exit code.

@@ -41,10 +41,12 @@ class Slice(NamedTuple):
         return group_id if self.count == 1 else f"{group_id}.{self.name}"
 
     @staticmethod
-    def of_checkpoints(folder: str) -> Slice:
-        """Whose checkpoints are in a folder of that name."""
-        index, _, count = folder.partition(".")[2].partition("of")
-        return Slice(int(index), int(count)) if count else WHOLE
+    def of_checkpoints(folder: str, group_id: str) -> Slice | None:
+        """Whose checkpoints of a group are in a folder of that name; None: nobody's."""
+        found = re.fullmatch(rf"{re.escape(group_id)}(?:\.(\d+)of(\d+))?", folder)
+        if found is None:
+            return None
+        return Slice(int(found[1]), int(found[2])) if found[1] else WHOLE
 
 
 WHOLE = Slice()

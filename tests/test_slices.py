@@ -95,4 +95,6 @@ def test_names():
     assert slices.WHOLE.checkpoints("g") == "g"
     assert Slice(3, 4).checkpoints("g") == "g.3of4"
     for part in slices.WHOLE, Slice(3, 4):
-        assert Slice.of_checkpoints(part.checkpoints("g")) == part
+        assert Slice.of_checkpoints(part.checkpoints("g"), "g") == part
+    for other in ("g.backup", "g.1of", "g.copyofit", "ga", "ga.0of2", "h"):
+        assert Slice.of_checkpoints(other, "g") is None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
 from rethink_jax import records, shown
+from rethink_jax.report import output
 from rethink_jax.schema import UserError
 from rethink_jax.theory import cases
 
@@ -32,7 +34,6 @@ def build(workdir: str | Path) -> Report:
             classical,
             copies,
             figures,
-            output,
             page,
             ranking,
             series,
@@ -79,9 +80,8 @@ def build(workdir: str | Path) -> Report:
     said = [shown.line(s) for s in summary.sentences(results, seen, lines, sentences)]
     more = captions.captions(lines)
     rows = series.table(lines)
-    html = page.render(results, said, pictures, more, compared, rows, ranked, bounded)
     texts = {
-        "index.html": html,
+        "index.html": page.render(results, said, pictures, more, compared, rows, ranked, bounded),
         **{
             f"{t.name.lower().replace(' ', '')}.md": tables.markdown(f"{t.name}: {t.title}", t)
             for t in compared
@@ -91,11 +91,18 @@ def build(workdir: str | Path) -> Report:
     }
     # An older report may have had more.
     gone = {*(f"{name}.png" for name in page.TITLES), "ranking.md"} - texts.keys()
-    with output.folder_of(folder) as folder:
+    return Report(_write(folder, pictures, texts, gone), said)
+
+
+def _write(
+    workdir: Path, pictures: dict[str, bytes], texts: dict[str, str], gone: Collection[str]
+) -> Path:
+    """Writes the files of a report and removes those that are gone; returns the page."""
+    with output.folder_of(workdir) as folder:
         for name in gone:
             (folder / name).unlink(missing_ok=True)
         for name, png in pictures.items():
             (folder / f"{name}.png").write_bytes(png)
         for name, text in texts.items():
             records.write_atomically(folder / name, text)
-    return Report(folder / "index.html", said)
+    return folder / "index.html"
